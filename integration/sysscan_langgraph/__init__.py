@@ -1,0 +1,1 @@
+"""Serving: GGUF models inside LangGraph, in process and offline."""

@@ -1,0 +1,1 @@
+"""The bundled plugins, found by entry point exactly as a stranger's would be."""
