@@ -104,7 +104,9 @@ class Artifact(BaseModel):
         try:
             body = orjson.loads(record.read_bytes())
         except FileNotFoundError:
-            raise UserError(f"{path} has no {record.name}: it is not a finished {cls.stage} artifact. Run that stage first") from None
+            raise UserError(
+                f"{path} has no {record.name}: it is not a finished {cls.stage} artifact. Run that stage first"
+            ) from None
         except (OSError, orjson.JSONDecodeError) as error:
             raise IntegrityError(f"{record} cannot be read ({error}); remove it to make this stage again") from error
         if not isinstance(body, dict) or body.get("stage") != cls.stage:
@@ -112,13 +114,15 @@ class Artifact(BaseModel):
             raise UserError(f"{record} records a {got!r} artifact; expected {cls.stage!r}")
         if body.get("format_version") != cls.format_version:
             raise UserError(
-                f"{record} has format version {body.get('format_version')}; this release reads {cls.format_version}. Make it again"
+                f"{record} has format version {body.get('format_version')}; this release reads {cls.format_version}. Redo it"
             )
         fields = {key: value for key, value in body.items() if key in cls.model_fields}
         try:
             artifact = cls.model_validate(fields).at(record.parent)
         except ValidationError as error:
-            raise IntegrityError(f"{record} is damaged: {error.error_count()} fields are wrong; make this stage again") from error
+            raise IntegrityError(
+                f"{record} is damaged: {error.error_count()} fields are wrong; make this stage again"
+            ) from error
         if body.get("digest") != artifact.digest:
             raise IntegrityError(f"{record} was changed after it was written: its digest does not match its contents")
         return artifact
@@ -206,7 +210,11 @@ class MergedCheckpoint(Artifact):
         if checkpoint.kind != "full":
             raise UserError(f"a checkpoint of kind {checkpoint.kind!r} must be merged by its own trainer")
         merged = cls(
-            role=checkpoint.role, inputs={"checkpoint": checkpoint.digest}, options={}, seed=checkpoint.seed, files=checkpoint.files
+            role=checkpoint.role,
+            inputs={"checkpoint": checkpoint.digest},
+            options={},
+            seed=checkpoint.seed,
+            files=checkpoint.files,
         )
         return merged.at(checkpoint.root)
 
@@ -314,7 +322,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 def publish(temporary: Path, path: Path) -> None:
     """Rename a finished (already fsynced) file or folder into place and fsync the folder that holds it."""
-    os.replace(temporary, path)
+    temporary.replace(path)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

@@ -158,8 +158,8 @@ class Quantizer(Options, ABC):
     """Turns a complete model in Hugging Face layout into one GGUF model."""
 
     @abstractmethod
-    def quantize(self, merged: MergedCheckpoint, out: Path, role: ModelRole) -> QuantizedModel:
-        """Write the model to `out` (or its numbered shards beside it) and return the artifact."""
+    def quantize(self, merged: MergedCheckpoint, out: Path, role: ModelRole | None = None) -> QuantizedModel:
+        """Write the model to `out` (or its numbered shards beside it); `role` is None for a plain export."""
 
     def check(self, base: BaseCheckpoint) -> None:
         """Raise UserError when a base model's architecture or tokenizer is not supported; called before training."""
@@ -240,7 +240,6 @@ class Evaluator(Options, ABC):
     @abstractmethod
     def evaluate(self, models: Mapping[str, ModelRef], splits: Splits, out_dir: Path) -> Evaluation:
         """Measure the models (by row name, such as `tuned-q4`) on held-out data and return figures, gates and plots."""
-
 
 
 __all__ = [

@@ -123,7 +123,7 @@ def _register_entry_points(manager: pluggy.PluginManager) -> tuple[BrokenPlugin,
     for point in sorted(metadata.entry_points(group=hookspecs.PROJECT), key=lambda point: (point.name, point.value)):
         try:
             _register(manager, point.load(), point.name)
-        except (Exception, SystemExit) as error:  # a stranger's module may fail in any way at import
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - a stranger's module may fail in any way
             missing = error.name or "" if isinstance(error, ModuleNotFoundError) else ""
             reason = f"{type(error).__name__}: {error}" if not isinstance(error, SysscanError) else str(error)
             broken.append(BrokenPlugin(point.name, point.value, reason, missing, traceback.format_exc()))

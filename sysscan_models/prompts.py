@@ -53,7 +53,9 @@ class SpecialistResponse(Response):
     """How bad it is on this host."""
     risk_score: Annotated[int, Field(ge=0, le=100)] | None = None
     """0 (harmless) to 100 (act now)."""
-    techniques: Annotated[list[Annotated[str, Field(pattern=r"^T\d{4}(\.\d{3})?$")]], BeforeValidator(_one_or_many)] | None = None
+    techniques: Annotated[list[Annotated[str, Field(pattern=r"^T\d{4}(\.\d{3})?$")]], BeforeValidator(_one_or_many)] | None = (
+        None
+    )
     """MITRE ATT&CK technique ids, such as T1548.001."""
     controls: Texts | None = None
     """Compliance controls that it touches, such as NIST SP 800-53 AC-6."""
@@ -126,7 +128,9 @@ def example(role: ModelRole, document: Document) -> Example:
     elif title and description:
         kind, question, analysis = "title", title, description
     else:
-        return Example("text", text="\n\n".join(part for part in (title, description, content, *map(redact, document.findings)) if part))
+        return Example(
+            "text", text="\n\n".join(part for part in (title, description, content, *map(redact, document.findings)) if part)
+        )
     answer = response(role, document, analysis).to_json()
     turns = with_system(role.system_prompt, [{"role": "user", "content": question}, {"role": "assistant", "content": answer}])
     return Example("answer" if kind == "answer" else "title", messages=tuple(turns))

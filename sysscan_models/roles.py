@@ -1,4 +1,7 @@
-"""Roles: what a model is for, and the contract that training and serving share. The two built-in roles register like a plugin's."""
+"""Roles: what a model is for, and the contract that training and serving share.
+
+The two built-in roles register like a plugin's.
+"""
 
 from __future__ import annotations
 
@@ -44,9 +47,9 @@ SPECIALIST = ModelRole(
     name="specialist",
     description="Deep analysis of a security finding: threat correlation, compliance controls, remediation, severity, risk",
     system_prompt=(
-        "You are the specialist of Sys-Scan-Graph, a senior Linux security analyst. Analyse the finding you are given and answer "
-        "with one JSON object: analysis, findings, severity (info, low, medium, high or critical), risk_score (0 to 100), "
-        "techniques (MITRE ATT&CK ids), controls, remediation. Leave out what the evidence does not support."
+        "You are the specialist of Sys-Scan-Graph, a senior Linux security analyst. Analyse the finding you are given and "
+        "answer with one JSON object: analysis, findings, severity (info, low, medium, high or critical), risk_score (0 to "
+        "100), techniques (MITRE ATT&CK ids), controls, remediation. Leave out what the evidence does not support."
     ),
     response_model=SpecialistResponse,
     answer={
@@ -65,8 +68,8 @@ GENERALIST = ModelRole(
     name="generalist",
     description="Context and reports: executive summaries, key findings, recommendations",
     system_prompt=(
-        "You are the generalist of Sys-Scan-Graph. Put what you are given into context for a reader who decides, and answer with one "
-        "JSON object: executive_summary, key_findings, recommendations. Leave out what the text does not support."
+        "You are the generalist of Sys-Scan-Graph. Put what you are given into context for a reader who decides, and answer "
+        "with one JSON object: executive_summary, key_findings, recommendations. Leave out what the text does not support."
     ),
     response_model=GeneralistResponse,
     answer={"executive_summary": "content", "key_findings": "findings", "recommendations": "remediation"},

@@ -1,0 +1,373 @@
+"""The command line. Each verb does one stage from the artifacts before it; `run` does what is missing.
+
+Only click is imported until a verb runs, so that `--help` answers at once and needs none of the heavy libraries.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from sysscan_models.config import RunConfig
+    from sysscan_models.pipeline import Pipeline
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+EXISTING = click.Path(exists=True, path_type=Path)
+FOLDER = click.Path(file_okay=False, path_type=Path)
+FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+class _Group(click.Group):
+    """Lists the verbs in the order of the work, not of the alphabet."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="sysscan-models")
+def cli() -> None:
+    r"""Fine-tune, quantize, package and check the models of Sys-Scan-Graph.
+
+    \b
+    sysscan-models init --recipe demo    write a configuration
+    sysscan-models plan                  what it will cost
+    sysscan-models run                   archive -> two verified GGUF models
+    """
+
+
+def main() -> None:
+    """Run the command line; a user's mistake ends with one message and exit code 2, failed work with 1, Ctrl-C with 130."""
+    from sysscan_models.errors import SysscanError
+
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except SysscanError as error:
+        click.echo(f"{click.style('error:', fg='red', bold=True)} {error}", err=True)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of a pipe went away; say nothing more
+        sys.exit(141)
+    except KeyboardInterrupt:
+        click.echo("stopped; what was finished is kept, and `sysscan-models run` goes on from there", err=True)
+        sys.exit(130)
+
+
+def configured(function: F) -> F:
+    """Add the options that choose and change the configuration."""
+    options = [
+        click.option("-c", "--config", type=FILE, help="Configuration file (default: sysscan-models.toml here)."),
+        click.option("--recipe", default="", help="Use a shipped recipe instead of a file."),
+        click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one key; may be repeated."),
+        click.option("--offline", is_flag=True, help="Forbid the network altogether."),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def load(config: Path | None, recipe: str, overrides: tuple[str, ...], offline: bool) -> RunConfig:
+    """Return the resolved configuration that the options of `configured` ask for."""
+    from sysscan_models.config import load_config
+
+    return load_config(config, recipe=recipe, overrides=(*overrides, *(["offline=true"] if offline else [])))
+
+
+def pipeline(**options: Any) -> Pipeline:
+    """Return the pipeline of the configuration that the options of `configured` ask for."""
+    from sysscan_models.pipeline import Pipeline
+
+    return Pipeline(load(**options))
+
+
+@cli.command()
+@click.argument("folder", type=FOLDER, default=".")
+@click.option("--recipe", default="demo", show_default=True, help="Shipped recipe to start from.")
+@click.option("--force", is_flag=True, help="Overwrite a configuration that is there.")
+def init(folder: Path, recipe: str, force: bool) -> None:
+    """Write a configuration to start from into FOLDER."""
+    from sysscan_models.artifacts import write_atomically
+    from sysscan_models.config import FILE_NAME, recipe_text
+    from sysscan_models.errors import UserError
+
+    text, path = recipe_text(recipe), folder / FILE_NAME
+    if path.exists() and not force:
+        raise UserError(f"{path} exists; --force overwrites it")
+    write_atomically(path, text.encode())
+    click.echo(f"wrote {path}. Next: sysscan-models plan, then sysscan-models run")
+
+
+@cli.command()
+@configured
+@click.option("--json", "as_json", is_flag=True, help="Print figures as JSON.")
+def plan(as_json: bool, **options: Any) -> None:
+    """Price a whole run before it starts: disk, memory, tokens, steps."""
+    from sysscan_models import planning
+
+    price = planning.price(pipeline(**options))
+    click.echo(planning.as_json(price) if as_json else planning.as_text(price))
+    planning.refuse(price)
+
+
+@cli.command()
+@configured
+@click.option("--online", is_flag=True, help="Ask the hub whether the token and the models are accessible.")
+def doctor(online: bool, **options: Any) -> None:
+    """Check this machine: token, models, accelerator, disk, memory, extras."""
+    from sysscan_models import doctor as diagnosis
+
+    checks = diagnosis.examine(
+        options["config"], options["recipe"], options["overrides"], online=online and not options["offline"]
+    )
+    click.echo(diagnosis.as_text(checks))
+    if any(check.verdict == "fail" for check in checks):
+        sys.exit(1)
+
+
+@cli.command()
+@click.argument("archive", type=EXISTING, required=False)
+@click.option("--out", type=FOLDER, help="Where the splits go; with ARCHIVE no configuration is needed.")
+@click.option("--strict", is_flag=True, help="Fail when any record had to be set aside.")
+@configured
+def prepare(archive: Path | None, out: Path | None, strict: bool, **options: Any) -> None:
+    """Turn an archive of documents into train, valid and test splits for each role."""
+    from sysscan_models import splits
+    from sysscan_models.errors import UserError
+    from sysscan_models.pipeline import Pipeline
+
+    if archive is None:
+        if out is not None:
+            raise UserError("--out needs an ARCHIVE; without one, the configuration says where the splits go")
+        made = Pipeline(load(**options)).prepare()
+    else:
+        made = splits.prepare_plain(archive, out or Path("data"), config=_optional_config(options))
+    root = next(iter(made.values())).root.parent
+    click.echo(splits.report_text(root))
+    if strict and (count := splits.set_aside_count(root)):
+        raise UserError(f"{count} records were set aside (--strict); {root / 'report.json'} lists them")
+
+
+def _optional_config(options: dict[str, Any]) -> RunConfig | None:
+    """Return the configuration if one was asked for; a plain command works without."""
+    return load(**options) if options["config"] or options["recipe"] or options["overrides"] else None
+
+
+@cli.command()
+@click.argument("role")
+@configured
+def fetch(role: str, **options: Any) -> None:
+    """Bring the base model of ROLE into the models folder."""
+    base = pipeline(**options).fetch(role)
+    click.echo(f"{role}: {base.reference} {base.revision} ({base.licence}) in {base.root}")
+
+
+@cli.command()
+@click.argument("role")
+@configured
+def train(role: str, **options: Any) -> None:
+    """Fine-tune the base model of ROLE on its splits; goes on where it was interrupted."""
+    checkpoint = pipeline(**options).train(role)
+    click.echo(
+        f"{role}: {checkpoint.kind} checkpoint after {checkpoint.steps} steps, validation loss "
+        f"{_figure(checkpoint.first_valid_loss)} -> {_figure(checkpoint.final_valid_loss)}, in {checkpoint.root}"
+    )
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+@cli.command()
+@click.argument("role", required=False)
+@click.option("--base", type=FOLDER, help="Base model folder; with --adapter and --out no configuration is needed.")
+@click.option("--adapter", type=FOLDER, help="Adapter folder in peft's layout.")
+@click.option("--out", type=FOLDER, help="Folder of the merged model.")
+@click.option("--trainer", default="lora", show_default=True, help="Trainer whose merge is used for plain folders.")
+@configured
+def merge(role: str | None, base: Path | None, adapter: Path | None, out: Path | None, trainer: str, **options: Any) -> None:
+    """Merge adapters into their base: those of ROLE, or plain folders with --base, --adapter and --out."""
+    from sysscan_models.artifacts import BaseCheckpoint, Checkpoint
+    from sysscan_models.errors import UserError
+    from sysscan_models.plugins import plugin_manager
+
+    if role:
+        click.echo(f"{role}: complete model in {pipeline(**options).merge(role).root}")
+        return
+    if not (base and adapter and out):
+        raise UserError("merge takes a ROLE of the configuration, or --base DIR --adapter DIR --out DIR")
+    merger = plugin_manager().get("trainers", trainer)()
+    merged = merger.merge(Checkpoint(kind="adapter").at(adapter), BaseCheckpoint(reference=base.name).at(base), out)
+    merged.save(out)
+    click.echo(f"complete model in {out}")
+
+
+@cli.command()
+@click.argument("role")
+@configured
+def quantize(role: str, **options: Any) -> None:
+    """Export the complete model of ROLE to GGUF and quantize it."""
+    click.echo(_model_line(pipeline(**options).quantize(role)))
+
+
+@cli.command()
+@click.argument("hf_dir", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("out", type=FILE)
+@click.option(
+    "--type", "quantization", default="Q4_K_M", show_default=True, help="Type by llama.cpp's name, F32 and BF16 included."
+)
+@click.option("--max-shard-size", default="", help="Split into shards of at most this size, such as 4GB.")
+@click.option("--imatrix", type=EXISTING, help="Importance matrix file of llama.cpp.")
+@click.option("--quantizer", default="gguf", show_default=True, help="Quantizer plugin to use.")
+def export(hf_dir: Path, out: Path, quantization: str, max_shard_size: str, imatrix: Path | None, quantizer: str) -> None:
+    """Export a Hugging Face folder to a GGUF file; needs no configuration."""
+    from pydantic import ValidationError
+
+    from sysscan_models.artifacts import MergedCheckpoint
+    from sysscan_models.errors import UserError
+    from sysscan_models.plugins import plugin_manager
+
+    asked = {"type": quantization, "max_shard_size": max_shard_size, "imatrix": str(imatrix) if imatrix else ""}
+    try:
+        backend = (
+            plugin_manager().get("quantizers", quantizer).model_validate({key: value for key, value in asked.items() if value})
+        )
+    except ValidationError as error:
+        raise UserError("; ".join(str(fault["msg"]).removeprefix("Value error, ") for fault in error.errors())) from error
+    click.echo(_model_line(backend.quantize(MergedCheckpoint().at(hf_dir), out).save(out)))
+
+
+def _model_line(model: Any) -> str:
+    size = sum(record.size for record in model.files.values())
+    shares = ", ".join(f"{kind} {count / max(model.parameters, 1):.0%}" for kind, count in model.weights_by_type.items())
+    return "\n".join([f"{model.path}: {model.type}, {size / 1e6:.0f} MB, weights {shares}", *model.notes])
+
+
+@cli.command()
+@click.option("--specialist", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="GGUF of the specialist.")
+@click.option("--generalist", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="GGUF of the generalist.")
+@click.option("--model", "models", multiple=True, metavar="ROLE=FILE", help="GGUF of any role; may be repeated.")
+@click.option("--out", type=FOLDER, help="Package folder; with models given no configuration is needed.")
+@configured
+def package(
+    specialist: Path | None, generalist: Path | None, models: tuple[str, ...], out: Path | None, **options: Any
+) -> None:
+    """Package the quantized models with manifest and model card."""
+    from sysscan_models import packaging
+    from sysscan_models.errors import UserError
+
+    given = {"specialist": specialist, "generalist": generalist}
+    given.update({role: Path(file) for role, _, file in (model.partition("=") for model in models)})
+    files = {role: file for role, file in given.items() if file}
+    if files and not out:
+        raise UserError("package with given models needs --out DIR")
+    if out and not files:
+        raise UserError("--out needs models: --specialist FILE, --generalist FILE or --model ROLE=FILE")
+    made = packaging.package_files(files, out) if out else pipeline(**options).package()
+    click.echo(f"package with {', '.join(made.models)} in {made.root}")
+
+
+@cli.command()
+@configured
+@click.option("--force", is_flag=True, help="Run although the plan says that it cannot fit.")
+def run(force: bool, **options: Any) -> None:
+    """Do everything that is missing, from the archive to a verified package."""
+    from sysscan_models import packaging, planning, samples
+    from sysscan_models.progress import say
+
+    work = pipeline(**options)
+    price = planning.price(work)
+    say(planning.as_text(price))
+    if not force:
+        planning.refuse(price)
+    made = work.run()
+    click.echo(packaging.verify(made.root).as_text())
+    if work.config.package.sample_findings:
+        click.echo(samples.before_and_after(work, count=work.config.package.sample_findings))
+    click.echo(f"package: {made.root}")
+
+
+@cli.command()
+@click.argument("folder", type=EXISTING)
+def verify(folder: Path) -> None:
+    """Check every file of a package against its manifest."""
+    from sysscan_models import packaging
+
+    result = packaging.verify(folder)
+    click.echo(result.as_text())
+    if not result.ok:
+        sys.exit(1)
+
+
+@cli.command()
+@click.argument("role")
+@click.argument("question", required=False)
+@click.option("--package", "folder", type=FOLDER, default="models/package", show_default=True, help="Package to ask.")
+@click.option(
+    "--report",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Scan report (schema v2) to take findings from.",
+)
+@click.option("--finding", "finding_id", help="Id of the finding to ask about; default: the most severe ones.")
+@click.option("--count", default=1, show_default=True, help="How many findings to ask about.")
+@click.option("--max-tokens", type=int, help="Longest answer.")
+@click.option("--constrained", is_flag=True, help="Constrain the answer to the role's JSON schema.")
+@click.option("--backend", default="llama_cpp", show_default=True, help="Backend that serves the model.")
+def ask(role: str, question: str | None, **options: Any) -> None:
+    """Ask ROLE of a package a QUESTION, or about findings of a scan report (the sample report by default)."""
+    from sysscan_models import samples
+
+    for answer in samples.ask(role, question, **options):
+        click.echo(answer)
+
+
+@cli.command()
+@click.option("--traceback", "with_traceback", is_flag=True, help="Show the tracebacks of broken plugins.")
+def plugins(with_traceback: bool) -> None:
+    """List what is installed: roles, readers, routers, sources, trainers, quantizers, evaluators, backends."""
+    from sysscan_models import plugins as plugin
+
+    click.echo(plugin.as_text(plugin.plugin_manager(), with_traceback=with_traceback))
+
+
+@cli.group("config")
+def configuration() -> None:
+    """Show the resolved configuration, its JSON schema, or the recipes."""
+
+
+@configuration.command("show")
+@configured
+def config_show(**options: Any) -> None:
+    """Print the resolved configuration, every default filled in."""
+    import tomli_w
+
+    click.echo(tomli_w.dumps(load(**options).table()), nl=False)
+
+
+@configuration.command("schema")
+def config_schema() -> None:
+    """Print the JSON schema of the configuration."""
+    import json
+
+    from sysscan_models.config import json_schema
+
+    click.echo(json.dumps(json_schema(), indent=2))
+
+
+@configuration.command("recipes")
+def config_recipes() -> None:
+    """List the shipped recipes."""
+    from sysscan_models.config import recipe_text, recipes
+
+    for name in recipes():
+        click.echo(f"{name:12} {recipe_text(name).splitlines()[0].lstrip('# ')}")
