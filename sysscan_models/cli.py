@@ -5,6 +5,7 @@ Only click is imported until a verb runs, so that `--help` answers at once and n
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -46,6 +47,7 @@ def main() -> None:
     """Run the command line; a user's mistake ends with one message and exit code 2, failed work with 1, Ctrl-C with 130."""
     from sysscan_models.errors import SysscanError
 
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # stop as cleanly as on Ctrl-C
     try:
         cli.main(standalone_mode=False)
     except click.exceptions.Abort:

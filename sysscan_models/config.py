@@ -185,8 +185,9 @@ def load_config(
         text, source, folder = recipe_text(recipe), f"recipe {recipe!r}", Path.cwd()
     else:
         path = Path(path or FILE_NAME)
+        source, folder = str(path), path.resolve().parent
         try:
-            text, source, folder = path.read_text(encoding="utf-8"), str(path), path.resolve().parent
+            text = path.read_text(encoding="utf-8")
         except OSError as error:
             raise UserError(
                 f"no configuration at {path} ({error.strerror}). `sysscan-models init` writes one; "

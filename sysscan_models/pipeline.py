@@ -94,7 +94,9 @@ class Pipeline:
         config = self.config
         roles = [part.role for part in config.roles.values()]
         archive = self.archive()
-        inputs, options = splits_inputs(archive, config.data, router=config.router, readers=config.readers)
+        inputs, options = splits_inputs(
+            archive, config.data, roles=roles, router=config.router, readers=config.readers
+        )
         done = {
             role.name: current(Splits, self.layout.data / role.name, inputs, options, role=role.name, seed=config.seed)
             for role in roles

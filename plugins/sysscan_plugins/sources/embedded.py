@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import io
 import json
 import shutil
-from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -62,26 +62,13 @@ def _convert(source: Path, out_dir: Path) -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer
     except ImportError as error:
         raise MissingExtra("unpacking an embedded base model", str(error.name), "train") from error
-    with _no_progress_bars():
+    with contextlib.redirect_stderr(io.StringIO()):  # the conversion's bars, which no option switches off
         model: Any = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
         model.hf_quantizer = None  # else save_pretrained refuses: the weights count as quantized
         del model.config.quantization_config
         model.to(torch.bfloat16).save_pretrained(out_dir)
         AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(out_dir)
     _mend_tokenizer(out_dir / "tokenizer.json")
-
-
-@contextlib.contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def _mend_tokenizer(path: Path) -> None:

@@ -1,0 +1,131 @@
+"""The optimizer of a run: fp32 master weights, fp32 gradient buffers, clipping, and AdamW or Adafactor on the masters.
+
+A model in bf16 cannot take a small step (at a learning rate of 2e-5 an update rounds to nothing), so the step is taken on fp32
+masters and copied back. Parameters that are fp32 already are their own masters. Does not know schedules or devices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch.nn import Parameter
+
+from sysscan_plugins.training import TrainingOptions
+
+
+class MasterOptimizer:
+    """Accumulates gradients of micro-batches and takes optimizer steps; parameters are known by their names."""
+
+    def __init__(self, parameters: Mapping[str, Parameter], options: TrainingOptions) -> None:
+        self.parameters = dict(parameters)
+        self.masters = {name: _master(parameter) for name, parameter in self.parameters.items()}
+        self._copied = [name for name, parameter in self.parameters.items() if self.masters[name] is not parameter]
+        self._arrived: set[str] = set()
+        self._buffers: dict[str, torch.Tensor] = {}
+        self.optimizer = _create(self.masters, options)
+        self._hooks = [self._watch(name) for name in self._copied]
+
+    def _watch(self, name: str) -> Any:
+        parameter: Any = self.parameters[name]
+        return parameter.register_post_accumulate_grad_hook(partial(self._accumulate, name))
+
+    def _accumulate(self, name: str, parameter: torch.Tensor) -> None:
+        """Add a gradient that has just arrived to its fp32 buffer and free it, before the next one arrives."""
+        assert parameter.grad is not None
+        if name not in self._buffers:
+            self._buffers[name] = torch.empty_like(self.masters[name])
+        if name in self._arrived:
+            self._buffers[name].add_(parameter.grad)
+        else:
+            self._buffers[name].copy_(parameter.grad)
+            self._arrived.add(name)
+        parameter.grad = None
+
+    def discard(self) -> None:
+        """Forget the gradients that were accumulated."""
+        self._arrived.clear()
+        for name, parameter in self.parameters.items():
+            parameter.grad = None
+            self.masters[name].grad = None
+
+    def update(self, learning_rate: float, max_norm: float) -> torch.Tensor:
+        """Clip, step, copy back to the model, and forget the gradients; return their norm before clipping (0-d).
+
+        An update whose norm is not finite changes nothing: the caller sees it by the norm.
+        """
+        for name in self._arrived:
+            self.masters[name].grad = self._buffers[name]
+        gradients = [master.grad for master in self.masters.values() if master.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if max_norm:
+            torch.nn.utils.clip_grads_with_norm_(self.masters.values(), max_norm, norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self._step_if(torch.isfinite(norm))
+        if self._copied:
+            with torch.no_grad():
+                torch._foreach_copy_(
+                    [self.parameters[name].data for name in self._copied], [self.masters[name].data for name in self._copied]
+                )
+        self.discard()
+        return norm
+
+    def _step_if(self, finite: torch.Tensor) -> None:
+        if isinstance(self.optimizer, torch.optim.AdamW):  # its fused kernels skip on the device, as for GradScaler
+            self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+            self.optimizer.step()
+        elif finite:
+            self.optimizer.step()
+
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield the masters and the optimizer's state by name; they are the tensors themselves, not copies."""
+        for name, master in self.masters.items():
+            yield f"master:{name}", master.detach()
+            for key, value in self.optimizer.state.get(master, {}).items():
+                yield f"{key}:{name}", value
+
+    def load(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Put back what `tensors` gave, in any order, and bring the model's weights up to date with the masters."""
+        missing = set(self.masters)
+        with torch.no_grad():
+            for full_name, tensor in tensors:
+                key, _, name = full_name.partition(":")
+                master = self.masters[name]
+                if key == "master":
+                    master.copy_(tensor)
+                    missing.discard(name)
+                else:
+                    self.optimizer.state[master][key] = tensor.to(master.device, copy=True)
+            for name in self._copied:
+                self.parameters[name].copy_(self.masters[name])
+        if missing:
+            raise ValueError(f"no master weights for {sorted(missing)[:3]}")
+
+    def release(self) -> None:
+        """Free masters, buffers and state; the model keeps its weights."""
+        for hook in self._hooks:
+            hook.remove()
+        self.discard()
+        self.optimizer.state.clear()
+        self.masters.clear()
+        self._buffers.clear()
+
+
+def _master(parameter: Parameter) -> Parameter:
+    return parameter if parameter.dtype == torch.float32 else Parameter(parameter.detach().float())
+
+
+def _create(masters: Mapping[str, Parameter], options: TrainingOptions) -> torch.optim.Optimizer:
+    matrices = [master for master in masters.values() if master.ndim >= 2]
+    vectors = [master for master in masters.values() if master.ndim < 2]
+    groups: list[dict[str, Any]] = [
+        {"params": matrices, "weight_decay": options.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if options.optimizer == "adafactor":
+        return torch.optim.Adafactor(groups, lr=options.learning_rate)
+    return torch.optim.AdamW(groups, lr=options.learning_rate, betas=(options.beta1, options.beta2), fused=True)

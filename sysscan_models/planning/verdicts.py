@@ -1,0 +1,221 @@
+"""The verdicts on a price: each line says what is needed, what is here, and what to change.
+
+Only what is certain refuses: what must be held in memory, the disk, a model, dataset or device that is missing. The rest warns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from sysscan_models import machine
+from sysscan_models.planning.disk import Disk
+from sysscan_models.planning.figures import between, duration, size
+from sysscan_models.planning.memory import RUNTIME, LoraOptions, TrainingMemory, lora_memory, memory_of
+from sysscan_models.planning.pricing import Here, RolePrice, archive_bytes
+
+if TYPE_CHECKING:
+    from sysscan_models.interfaces import Trainer
+    from sysscan_models.pipeline import Pipeline
+    from sysscan_models.planning.shapes import Shape
+
+Verdict = Literal["ok", "warn", "refuse"]
+
+USABLE = 0.95
+"""Share of a memory or disk that can be filled; the rest goes to fragments, contexts and other programs."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the plan."""
+
+    subject: str
+    what: str
+    needs: str
+    here: str
+    verdict: Verdict
+    advice: str = ""
+
+
+def judge(pipeline: Pipeline, roles: Mapping[str, RolePrice], disk: Disk, here: Here, *, prepared: bool) -> Iterator[Line]:
+    """Yield the verdicts: on the data, on each role, on the disk."""
+    yield _data_line(pipeline, prepared=prepared)
+    for name, role in roles.items():
+        yield _base_line(pipeline, name, role)
+        if "train" in role.done:
+            yield Line(name, "training", "-", "up to date", "ok")
+            continue
+        yield _training_line(name, role, prepared=prepared)
+        yield _memory_line(pipeline, name, role, here)
+        if here.kind != "cpu" and role.base.parameters:
+            yield _host_line(name, role, here)
+    yield _disk_line(roles, disk)
+
+
+def _data_line(pipeline: Pipeline, *, prepared: bool) -> Line:
+    archive = pipeline.archive()
+    if prepared:
+        return Line("data", "splits", "-", "up to date", "ok")
+    if not archive.exists():
+        advice = 'Set data.archive to your dataset; "sample" is the corpus that comes with this package'
+        return Line("data", "archive", str(archive), "there is no such file or folder", "refuse", advice)
+    return Line("data", "archive", str(archive), f"{size(archive_bytes(pipeline))} of text at most", "ok")
+
+
+def _base_line(pipeline: Pipeline, name: str, role: RolePrice) -> Line:
+    base = role.base
+    if base.fault:
+        return Line(name, "base model", base.reference, base.fault, "refuse", f"Set roles.{name}.base to a usable model")
+    embedded = base.reference.startswith("embedded:")
+    missing = base.where != "here" and not embedded
+    needs = f"{base.parameters / 1e9:.3g} B parameters, {size(base.size)}" if base.parameters else base.reference
+    if missing and pipeline.config.offline:
+        advice = "Allow the network once, or set the base to a folder that holds it"
+        return Line(name, "base model", needs, f"{base.reference} is not here, and the network is forbidden", "refuse", advice)
+    if base.where == "unknown":
+        advice = f"`sysscan-models fetch {name}` brings it here; then it can be priced"
+        return Line(name, "base model", needs, "not here, and its size is not known", "warn", advice)
+    origin = "comes with its package" if embedded else "comes from the hub"
+    return Line(name, "base model", needs, f"{base.reference} {origin}" if base.where == "known" else str(base.folder), "ok")
+
+
+def _training_line(name: str, role: RolePrice, *, prepared: bool) -> Line:
+    if role.tokens is None and role.steps is None:
+        return Line(name, "training", role.trainer, "tokens and steps are not known", "warn", "; ".join(role.notes))
+    tokens = f"{between(role.tokens.low, role.tokens.high)} tokens" if role.tokens else "tokens not known"
+    steps = f"{between(role.steps.low, role.steps.high)} steps" if role.steps else "steps not known"
+    told = [] if prepared else ["bounds by the size of the data, exact after `sysscan-models prepare`"]
+    speed = "time unknown: no speed was measured yet"
+    told.append(speed if role.seconds is None else f"about {duration(role.seconds)} at the speed of the run before")
+    return Line(name, "training", f"{role.trainer}: {tokens}, {steps}", "; ".join((*told, *role.notes)), "ok")
+
+
+def _memory_line(pipeline: Pipeline, name: str, role: RolePrice, here: Here) -> Line:
+    what = {"cpu": "memory (RAM)", "cuda": "GPU memory", "tpu": "TPU memory"}[here.kind]
+    trainer, found = pipeline.config.role(name).trainer, _capacity_text(here)
+    if role.persistent is None or role.peak is None:
+        why = "the base model is not here" if not role.base.parameters else f"trainer {trainer.name!r} gives no estimate"
+        return Line(name, what, "not known", found, "warn", f"No price: {why}")
+    total, free = here.capacity
+    needs = f"{size(role.persistent)} held, peak {size(role.peak.low)} to {size(role.peak.high)}"
+    if here.kind == "tpu" and here.devices == 1:  # how many devices would share it is not known
+        needs = f"{size(role.persistent)} held, divided among the devices"
+    if not total:
+        absent = here.kind != "cpu" and here.accelerator is None
+        return Line(name, what, needs, found, "refuse" if absent else "warn", _elsewhere(trainer, role, here))
+    if role.peak.high <= free:
+        return Line(name, what, needs, found, "ok")
+    return Line(name, what, needs, found, "refuse" if role.persistent > free else "warn", _remedy(trainer, role, here))
+
+
+def _capacity_text(here: Here) -> str:
+    total, free = here.capacity
+    if here.kind == "cpu":
+        limit = " (limited by a control group)" if here.memory.limited else ""
+        return f"{size(free)} free of {size(total)}{limit}" if total else "the size of this machine's memory is not known"
+    if here.accelerator is None:
+        return f"no {'TPU' if here.kind == 'tpu' else 'CUDA device'} was found"
+    each = f"{here.devices} x " if here.devices > 1 else ""
+    known = f"{each}{size(free)} free of {size(total)}" if total else "its memory is not known"
+    return f"{here.accelerator.name}: {known}"
+
+
+def _remedy(trainer: Trainer, role: RolePrice, here: Here) -> str:
+    """Say what would make it fit here, the mildest change first; else where it would fit."""
+    total, free = here.capacity
+    if role.peak and role.peak.high <= total * USABLE:
+        return f"Fits when other programs free what they hold ({size(total - free)})"
+    if role.base.shape is None:
+        return "Take a smaller base model"
+    for change, memory in _changes(trainer, role.base.shape, here.devices):
+        if memory.peak_high <= free:
+            return f"Would fit: {change} (at most {size(memory.peak_high)})"
+    return f"No option makes it fit; take a smaller base model or another machine. {_elsewhere(trainer, role, here)}"
+
+
+def _changes(trainer: Trainer, shape: Shape, devices: int) -> Iterator[tuple[str, TrainingMemory]]:
+    """Yield changes of a trainer's options that save memory, the mildest first, with what is needed then."""
+    options: Any = trainer
+    if memory_of(trainer, shape) is None:
+        return
+    small: dict[str, Any] = {"micro_batch_size": 1, "gradient_checkpointing": True}
+    steps: list[dict[str, Any]] = [{key: value} for key, value in small.items()]
+    steps += [small, *({**small, "max_seq_length": length} for length in (2048, 1024, 512) if length < options.max_seq_length)]
+    if trainer.checkpoint_kind == "full":
+        steps += [{"optimizer": "adafactor"}, {**small, "optimizer": "adafactor"}]
+    for step in steps:
+        change = {key: value for key, value in step.items() if getattr(options, key) != value}
+        memory = memory_of(trainer.model_copy(update=change), shape, devices=devices) if change else None
+        if memory:
+            yield ", ".join(f"{key} = {_toml(value)}" for key, value in change.items()), memory
+    if trainer.checkpoint_kind == "full":
+        lora = LoraOptions(1, options.max_seq_length, options.compute_dtype, gradient_checkpointing=True)
+        yield (
+            'trainer "lora" with micro_batch_size = 1, gradient_checkpointing = true',
+            lora_memory(shape, lora, devices=devices),
+        )
+
+
+def _elsewhere(trainer: Trainer, role: RolePrice, here: Here) -> str:
+    """Name the well-known accelerators that hold it as it is configured; if none does, with which change one does."""
+    if role.base.shape is None or here.kind == "cpu":
+        return f"It needs {size(role.peak.high)} at most" if role.peak else ""
+    priced = {count: memory_of(trainer, role.base.shape, devices=count) for count in _device_counts(here)}
+    known = {count: memory for count, memory in priced.items() if memory}
+    fits = _holders(here, {count: memory.peak_high for count, memory in known.items()})
+    if perhaps := [
+        name for name in _holders(here, {count: memory.peak_low for count, memory in known.items()}) if name not in fits
+    ]:
+        return f"As configured it fits {', '.join(fits) or 'no known one surely'}; perhaps {', '.join(perhaps)}"
+    if fits:
+        return f"As configured it fits {', '.join(fits)}"
+    changes: dict[str, dict[int, int]] = {}
+    for count in known:
+        for change, memory in _changes(trainer, role.base.shape, count):
+            changes.setdefault(change, {})[count] = memory.peak_high
+    for change, peaks in changes.items():
+        if fits := _holders(here, peaks):
+            return f"No known {here.kind.upper()} device holds it as configured; with {change} it fits {', '.join(fits)}"
+    return f"No known {here.kind.upper()} device holds it; take a smaller base model"
+
+
+def _device_counts(here: Here) -> list[int]:
+    return sorted({count for count, _ in machine.TPUS.values()}) if here.kind == "tpu" else [1]
+
+
+def _holders(here: Here, peaks: Mapping[int, int]) -> list[str]:
+    """Return the names of known accelerators whose memory holds the peak of a device; peaks are by number of devices."""
+    known = machine.TPUS if here.kind == "tpu" else {name: (1, memory) for name, memory in machine.CARDS.items()}
+    return [name for name, (count, memory) in known.items() if count in peaks and peaks[count] <= memory * USABLE]
+
+
+def _host_line(name: str, role: RolePrice, here: Here) -> Line:
+    """Judge the RAM beside an accelerator: the model is loaded there first."""
+    weights = role.parts.weights * here.devices if role.parts else role.base.size
+    needs = f"{size(weights)} to load the model"
+    found = f"{size(here.memory.available)} free of {size(here.memory.total)}"
+    if not here.memory.total or weights + RUNTIME <= here.memory.available:
+        return Line(name, "memory (RAM)", needs, found, "ok")
+    return Line(
+        name, "memory (RAM)", needs, found, "refuse", "Free what other programs hold, or take a machine with more memory"
+    )
+
+
+def _disk_line(roles: Mapping[str, RolePrice], disk: Disk) -> Line:
+    known = "" if disk.complete else "; models whose size is not known are left out"
+    needs = f"{size(disk.peak)} more at most, {size(disk.final)} in the end{known}"
+    found = f"{size(disk.free)} free, {size(disk.present)} present in {disk.folder}"
+    if disk.peak > disk.free * USABLE:
+        return Line("disk", "models", needs, found, "refuse" if disk.peak > disk.free else "warn", _disk_advice(roles))
+    return Line("disk", "models", needs, found, "ok" if disk.complete else "warn")
+
+
+def _disk_advice(roles: Mapping[str, RolePrice]) -> str:
+    parts = [(bytes_, f"{name} {what} {size(bytes_)}") for name, role in roles.items() for what, bytes_ in role.disk.items()]
+    largest = ", ".join(text for _, text in sorted(parts, reverse=True)[:3])
+    return f"Set models_dir to a larger file system, or keep_checkpoints = 1 (largest parts: {largest})"
+
+
+def _toml(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else f'"{value}"' if isinstance(value, str) else str(value)

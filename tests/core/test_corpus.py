@@ -1,0 +1,565 @@
+"""Hostile and ordinary archives, built in memory, and what becomes of their records."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import json
+import lzma
+import os
+import tarfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sysscan_models import corpus
+from sysscan_models.config import DataOptions
+from sysscan_models.corpus import JsonLinesReader, JsonReader, document, read_documents, walk
+from sysscan_models.documents import Document, SetAside, content_hash
+from sysscan_models.errors import DataError, SysscanError
+from sysscan_models.interfaces import Member, Reader
+
+READERS = (JsonReader(), JsonLinesReader())
+OPTIONS = DataOptions()
+
+
+def doc(number: int = 0, **fields: object) -> dict[str, object]:
+    return {"title": f"Title {number}", "description": f"Description {number}", "content": f"Content {number}", **fields}
+
+
+def tar(*entries: tuple[tarfile.TarInfo | str, bytes], **options: object) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", **options) as archive:  # type: ignore[call-overload]
+        for entry, data in entries:
+            info = entry if isinstance(entry, tarfile.TarInfo) else tarfile.TarInfo(entry)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return out.getvalue()
+
+
+def special(name: str, kind: bytes, target: str = "") -> tuple[tarfile.TarInfo, bytes]:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, target
+    return info, b""
+
+
+def lines(*records: object) -> bytes:
+    return b"".join(json.dumps(record).encode() + b"\n" for record in records)
+
+
+def read(
+    path: Path, options: DataOptions = OPTIONS, readers: tuple[Reader, ...] = READERS
+) -> tuple[list[Document], list[SetAside]]:
+    found = list(read_documents(path, readers, options))
+    return [item for item in found if isinstance(item, Document)], [item for item in found if isinstance(item, SetAside)]
+
+
+def put(tmp_path: Path, data: bytes, name: str = "massive_datasets.tar.gz") -> Path:
+    path = tmp_path / name
+    path.write_bytes(data)
+    return path
+
+
+def reasons(aside: list[SetAside]) -> list[tuple[str, str]]:
+    return [(entry.source, entry.reason) for entry in aside]
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, bz2.compress, lzma.compress])
+def test_reads_tar_archives_by_content_whatever_they_are_called(tmp_path, pack):
+    data = tar(("a/one.json", json.dumps(doc(1)).encode()), ("b.jsonl", lines(doc(2), doc(3))))
+    documents, aside = read(put(tmp_path, pack(data), "dataset.bin"))
+    assert [(document.title, document.source) for document in documents] == [
+        ("Title 1", "a/one.json"), ("Title 2", "b.jsonl:1"), ("Title 3", "b.jsonl:2"),
+    ]  # fmt: skip
+    assert aside == []
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("x.jsonl", lines(doc(1), doc(2))),
+        ("x.jsonl.gz", gzip.compress(lines(doc(1), doc(2)))),
+        ("x.json", json.dumps([doc(1), doc(2)]).encode()),
+        ("x.json.gz", gzip.compress(json.dumps({"meta": {"n": 2}, "data": [doc(1), doc(2)]}).encode())),
+        ("x.json", lines(doc(1), doc(2))),
+        ("x.ndjson", b"\xef\xbb\xbf\n" + lines(doc(1), doc(2)).replace(b"\n", b"\r\n")),
+    ],
+)
+def test_reads_single_files(tmp_path, name, data):
+    documents, aside = read(put(tmp_path, data, name))
+    assert [document.title for document in documents] == ["Title 1", "Title 2"]
+    assert {entry.reason for entry in aside} <= {"empty file"}  # the line that is only a byte order mark
+
+
+def test_reads_a_folder_in_order_without_following_links(tmp_path):
+    folder = tmp_path / "data"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "b.json").write_text(json.dumps(doc(2)))
+    (folder / "a.jsonl.gz").write_bytes(gzip.compress(lines(doc(1))))
+    (folder / "sub" / "c.json").write_text(json.dumps(doc(3)))
+    (folder / "notes.txt").write_text("hello")
+    (folder / "old.tar.gz").write_bytes(b"x")
+    (folder / "link.json").symlink_to(folder / "b.json")
+    (folder / "loop").symlink_to(folder)
+    os.mkfifo(folder / "pipe.json")
+    documents, aside = read(folder)
+    assert [document.source for document in documents] == ["a.jsonl:1", "b.json", "sub/c.json"]
+    assert reasons(aside) == [
+        ("link.json", "symbolic link"),
+        ("loop", "symbolic link"),
+        ("notes.txt", "no reader takes such a file"),
+        ("old.tar.gz", "nested archive"),
+        ("pipe.json", "device, fifo or socket"),
+    ]
+
+
+def test_sets_unsafe_members_aside_and_reads_the_rest(tmp_path):
+    good = json.dumps(doc()).encode()
+    data = tar(
+        ("./ok.json", good),
+        ("../escape.json", good),
+        ("a/../../b.json", good),
+        ("/etc/passwd.json", good),
+        ("C:\\x\\a.json", good),
+        ("..\\up.json", good),
+        ("bell\a.json", good),
+        ("ok.json", good),
+        special("sym.json", tarfile.SYMTYPE, "/etc/passwd"),
+        special("hard.json", tarfile.LNKTYPE, "ok.json"),
+        special("fifo.json", tarfile.FIFOTYPE),
+        special("null.json", tarfile.CHRTYPE),
+        special("disk.json", tarfile.BLKTYPE),
+        special("folder", tarfile.DIRTYPE),
+        ("inner.tar.gz", b"x"),
+        ("image.png", b"x"),
+        ("last.json", json.dumps(doc(9)).encode()),
+    )
+    documents, aside = read(put(tmp_path, data))
+    assert [document.source for document in documents] == ["ok.json", "last.json"]
+    assert reasons(aside) == [
+        ("../escape.json", "path leaves the archive"),
+        ("a/../../b.json", "path leaves the archive"),
+        ("/etc/passwd.json", "absolute path"),
+        ("C:\\x\\a.json", "absolute path"),
+        ("..\\up.json", "path leaves the archive"),
+        ("bell\\x07.json", "control character in the name"),
+        ("ok.json", "repeated name"),
+        ("sym.json", "symbolic link"),
+        ("hard.json", "hard link"),
+        ("fifo.json", "device, fifo or socket"),
+        ("null.json", "device, fifo or socket"),
+        ("disk.json", "device, fifo or socket"),
+        ("inner.tar.gz", "nested archive"),
+        ("image.png", "no reader takes such a file"),
+    ]
+
+
+def test_a_sparse_member_is_set_aside_whatever_size_it_claims(tmp_path):
+    info = tarfile.TarInfo("sparse.json")
+    info.pax_headers = {
+        "GNU.sparse.major": "0",
+        "GNU.sparse.minor": "1",
+        "GNU.sparse.map": "0,1",
+        "GNU.sparse.size": str(1 << 50),
+    }
+    documents, aside = read(put(tmp_path, tar((info, b"x"), ("a.json", json.dumps(doc()).encode()), format=tarfile.PAX_FORMAT)))
+    assert len(documents) == 1
+    assert reasons(aside) == [("sparse.json", "sparse file")]
+
+
+def test_long_and_unicode_names_are_read(tmp_path):
+    names = ["d/" * 90 + "x.json", "ünï/文書.json"]
+    for kind in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        data = tar(*((name, json.dumps(doc(number)).encode()) for number, name in enumerate(names)), format=kind)
+        assert [document.source for document in read(put(tmp_path, data))[0]] == names
+
+
+@pytest.mark.parametrize(
+    ("data", "found"),
+    [
+        (b"", "is empty"),
+        (gzip.compress(b""), "neither a tar archive nor text"),
+        (b"PK\x03\x04" + bytes(600), "a zip archive; unpack it"),
+        (b"\x28\xb5\x2f\xfd" + bytes(600), "a zstd file"),
+        (b"<!DOCTYPE html><html>not found</html>", "a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        (os.urandom(64) + bytes(10), "neither a tar archive nor text"),
+        (b"hello", "b'hello'"),
+        (bytes(10240), "holds no file"),
+        (tar(special("only", tarfile.DIRTYPE)), "holds no file"),
+    ],
+)
+def test_what_is_no_archive_is_refused_with_what_was_found_and_expected(tmp_path, data, found):
+    with pytest.raises(DataError, match="expected a tar archive") as error:
+        read(put(tmp_path, data))
+    assert found in str(error.value)
+
+
+def test_a_missing_archive_and_an_empty_folder_are_refused(tmp_path):
+    with pytest.raises(DataError, match="does not exist; expected a tar archive"):
+        read(tmp_path / "nothing.tar.gz")
+    with pytest.raises(DataError, match="holds no file"):
+        read(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DataError, match="neither a file nor a folder"):
+        read(tmp_path / "pipe")
+
+
+def archive_of(count: int = 40) -> bytes:
+    # random text, so that the compressed stream is long enough to be cut anywhere
+    return tar(
+        *((f"{number}.json", json.dumps(doc(number, content=os.urandom(2000).hex())).encode()) for number in range(count))
+    )
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, bz2.compress, lzma.compress])
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.9])
+def test_a_truncated_archive_is_refused(tmp_path, pack, share):
+    data = pack(archive_of())
+    with pytest.raises(DataError, match="damaged or truncated"):
+        read(put(tmp_path, data[: int(len(data) * share)]))
+
+
+def test_a_plain_archive_cut_between_two_members_is_refused(tmp_path):
+    data = tar(("a.json", json.dumps(doc()).encode()), ("b.json", json.dumps(doc()).encode()))
+    with pytest.raises(DataError, match="without the end marker"):
+        read(put(tmp_path, data[:1024]))
+
+
+def test_flipped_bits_are_refused_by_the_checksum(tmp_path):
+    data = bytearray(gzip.compress(archive_of(), compresslevel=0))
+    data[data.index(b"Title 20")] ^= 0x10
+    with pytest.raises(DataError, match="CRC check failed"):
+        read(put(tmp_path, bytes(data)))
+
+
+def test_a_bad_header_in_the_middle_is_refused_and_not_taken_for_the_end(tmp_path):
+    data = bytearray(archive_of(3))
+    second = data.index(b"1.json")
+    data[second + 100] ^= 1
+    with pytest.raises(DataError, match="checksum of a tar header is wrong"):
+        read(put(tmp_path, bytes(data)))
+
+
+def test_garbage_behind_the_compressed_stream_is_refused(tmp_path):
+    with pytest.raises(DataError, match="Not a gzipped file"):
+        read(put(tmp_path, gzip.compress(archive_of(1)) + b"garbage"))
+
+
+def test_data_behind_the_end_marker_is_set_aside(tmp_path):
+    documents, aside = read(put(tmp_path, gzip.compress(archive_of(1) + archive_of(1))))
+    assert len(documents) == 1
+    assert [entry.reason for entry in aside] == ["data behind the end of the archive"]
+    assert "joined with cat" in aside[0].detail
+
+
+def header(**fields: object) -> bytes:
+    info = tarfile.TarInfo(str(fields.pop("name", "x.json")))
+    for key, value in fields.items():
+        setattr(info, key, value)
+    return info.tobuf(tarfile.GNU_FORMAT)
+
+
+SPARSE_MAP_WITHOUT_END = (
+    header(type=tarfile.XHDTYPE, size=512)
+    + b"22 GNU.sparse.major=1\n22 GNU.sparse.minor=0\n".ljust(512, b"\0")
+    + header(size=512)
+    + b"9" * 512
+)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        header(type=tarfile.GNUTYPE_LONGNAME, size=1 << 33) + bytes(1 << 21),
+        header(type=tarfile.XHDTYPE, size=1 << 33) + bytes(1 << 21),
+        header(size=-1024) + bytes(1024),
+        header(type=tarfile.GNUTYPE_LONGNAME, size=3) * 5000,
+        header(type=tarfile.XHDTYPE, size=512) + b"99999999999999999999 a=b\n".ljust(512, b"\0") + header(),
+        SPARSE_MAP_WITHOUT_END,
+    ],
+)  # fmt: skip
+def test_hostile_headers_are_refused(tmp_path, head):
+    with pytest.raises(DataError, match="damaged or truncated"):
+        read(put(tmp_path, tar(("ok.json", b"{}"))[:1024] + head + bytes(1024)))
+
+
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE])
+def test_headers_are_not_read_into_memory_whatever_their_size(tmp_path, kind):
+    huge = header(type=kind, size=4 << 20) + b"a" * (4 << 20) + header()
+    with pytest.raises(DataError, match="headers of one member take more than 1,048,576 bytes"):
+        read(put(tmp_path, gzip.compress(tar(("ok.json", b"{}"))[:1024] + huge + bytes(1024))))
+
+
+def test_a_member_that_claims_more_than_there_is_ends_as_an_error(tmp_path):
+    with pytest.raises(DataError, match="in the middle of a member"):
+        read(put(tmp_path, header(size=1 << 20) + b'{"title": "a"}' + bytes(2000)))
+
+
+def test_limits_refuse_the_archive_and_name_the_option(tmp_path):
+    path = put(tmp_path, gzip.compress(archive_of(20)))
+    with pytest.raises(DataError, match=r"more than 5 members.*data.max_members"):
+        read(path, DataOptions(max_members=5))
+    with pytest.raises(DataError, match=r"unpacks to more than 9,000 bytes.*data.max_total_bytes"):
+        read(path, DataOptions(max_total_bytes=9000))
+
+
+def test_a_member_beyond_the_limit_is_set_aside(tmp_path):
+    data = tar(("big.json", json.dumps(doc(content="x" * 5000)).encode()), ("small.json", json.dumps(doc()).encode()))
+    documents, aside = read(put(tmp_path, data), DataOptions(max_member_bytes=1000))
+    assert [document.source for document in documents] == ["small.json"]
+    assert [(entry.source, entry.reason, entry.detail[-5:]) for entry in aside] == [("big.json", "member too large", "bytes")]
+
+
+@pytest.mark.parametrize("name", ["bomb.jsonl.gz", "bomb.tar.gz"])
+def test_a_bomb_is_refused_by_its_ratio(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(corpus, "RATIO_FREE_BYTES", 1 << 20)
+    zeros = b"0" * (8 << 20)
+    data = zeros if name == "bomb.jsonl.gz" else tar(("zeros.jsonl", zeros))
+    with pytest.raises(DataError, match=r"more than 100 times as many.*data.max_ratio"):
+        read(put(tmp_path, gzip.compress(data), name), DataOptions(max_ratio=100))
+
+
+def test_many_members_are_walked_without_being_kept(tmp_path):
+    info = header(size=2) + b"{}".ljust(512, b"\0")
+    path = put(tmp_path, gzip.compress(info * 20_000 + bytes(1024)))
+    aside = Counter(entry.reason for entry in walk(path, OPTIONS) if isinstance(entry, SetAside))
+    assert aside == {"repeated name": 19_999}
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "empty file"),
+        (b" \n ", "empty file"),
+        (b'{"title": ', "not JSON"),
+        (b'{"title": "a"} {"title": "b"}', "not JSON"),
+        (b"nonsense", "not JSON"),
+        (b"[]", "empty list"),
+        (b"3", "not an object"),
+        (b"null", "not an object"),
+        (b'"text"', "not an object"),
+        (json.dumps(doc()).encode("utf-16"), "not UTF-8 text"),
+        (b'{"title": "caf\xe9"}', "not UTF-8 text"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b"[" * 100_000 + b"]" * 100_000, "nested too deeply"),
+        (b'{"a": 1}', "empty document"),
+        (b'{"title": " \\u0000 "}', "empty document"),
+        (b"{}", "empty document"),
+    ],
+)
+def test_a_json_member_that_is_no_document_is_set_aside(tmp_path, data, reason):
+    documents, aside = read(put(tmp_path, tar(("x.json", data))))
+    assert documents == []
+    assert reasons(aside) == [("x.json", reason)]
+
+
+def test_leniently_read_values(tmp_path):
+    data = (
+        b'{"title": "one", "risk_score": NaN, "techniques": null}\n'
+        b'{"title": "two\\ud800", "risk_score": ' + b"9" * 5000 + b"}\n"
+        b'{"title": "three\tx", "title": "last wins"}\n'
+        b'{"title": 12345678901234567890123, "content": 1.5}\n'
+    )
+    documents, aside = read(put(tmp_path, data, "x.jsonl"))
+    assert aside == []
+    assert [document.title for document in documents] == ["one", "two\ufffd", "last wins", "1.2345678901234568e+22"]
+    assert all(dict(document.labels) == {} for document in documents)
+    assert documents[3].content == "1.5"
+
+
+def test_lines_are_bounded_and_the_next_one_is_read(tmp_path):
+    data = lines(doc(1), doc(2, content="x" * 5000), doc(3)) + b"[1]\n" + b'{"title": "no newline"}'
+    documents, aside = read(put(tmp_path, data, "x.jsonl"), DataOptions(max_record_bytes=1000))
+    assert [document.source for document in documents] == ["x.jsonl:1", "x.jsonl:3", "x.jsonl:5"]
+    assert reasons(aside) == [("x.jsonl:2", "record too large"), ("x.jsonl:4", "not an object")]
+
+
+def test_a_list_larger_than_a_record_is_read_element_by_element(tmp_path):
+    records = [doc(number, content="y" * 900 + "é") for number in range(300)]
+    for indent in (None, 2):
+        data = b"\xef\xbb\xbf " + json.dumps(records, indent=indent).encode()
+        documents, aside = read(put(tmp_path, data, "x.json"), DataOptions(max_record_bytes=1500))
+        assert [document.title for document in documents] == [record["title"] for record in records]
+        assert (aside, documents[299].source) == ([], "x.json[299]")
+
+
+@pytest.mark.parametrize(
+    ("end", "reason"),
+    [
+        (b', {"title": "' + b"z" * 400_000 + b'"}]', "record too large"),
+        (b', {"title": ', "not JSON"),
+        (b', {"title": "\xe9"}]', "not UTF-8 text"),
+        (b", " + b"[" * 200_000, "nested too deeply"),
+    ],
+)
+def test_a_large_list_that_goes_wrong_keeps_what_came_before(tmp_path, end, reason):
+    data = json.dumps([doc(number) for number in range(100)]).encode()[:-1] + end
+    documents, aside = read(put(tmp_path, data, "x.json"), DataOptions(max_record_bytes=4000))
+    assert reasons(aside) == [(aside[0].source, reason)]
+    assert "the rest of the list was not read" in aside[0].detail
+    assert reason == "not UTF-8 text" or (len(documents), aside[0].source) == (100, "x.json[100]")
+
+
+def test_a_large_single_object_is_set_aside(tmp_path):
+    _, aside = read(put(tmp_path, json.dumps(doc(content="x" * 9000)).encode(), "x.json"), DataOptions(max_record_bytes=1000))
+    assert reasons(aside) == [("x.json:1", "record too large")]
+
+
+def test_all_known_fields_reach_the_document():
+    made = document(
+        doc(
+            id=7, findings=["one", 2, {"title": "three", "description": "more"}, None], severity="High", risk_score="78",
+            techniques="T1548.001", controls=["NIST SP 800-53 AC-6"], remediation="chmod u-s",
+            family=" suid  x ", role="Specialist",
+            unknown={"x": 1},
+        ),
+        "a:1",
+    )  # fmt: skip
+    assert isinstance(made, Document)
+    assert (made.id, made.family, made.role, made.source) == ("7", "suid x", "specialist", "a:1")
+    assert made.findings == ("one", "2", "three: more")
+    assert made.labels == {
+        "severity": "high", "risk_score": 78, "techniques": ["T1548.001"], "controls": ["NIST SP 800-53 AC-6"],
+        "remediation": ["chmod u-s"],
+    }  # fmt: skip
+
+
+def test_without_an_id_the_content_hash_names_the_document():
+    first, second = document(doc(), "a"), document(doc(), "b")
+    assert isinstance(first, Document)
+    assert isinstance(second, Document)
+    assert first.id == second.id == content_hash(first)[:16]
+    assert len(first.id) == 16
+
+
+def test_control_characters_are_cleaned():
+    made = document({"title": "a\x00b\x1b[31mc", "description": "one\r\ntwo\rthree\u2028four\tend\n"}, "x")
+    assert isinstance(made, Document)
+    assert (made.title, made.description) == ("ab[31mc", "one\ntwo\nthree\nfour\tend")
+
+
+def test_chat_data_is_kept_as_it_is():
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello", "weight": 1}]
+    made = document({"messages": turns}, "x")
+    assert isinstance(made, Document)
+    assert made.messages == ({"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"})
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason", "detail"),
+    [
+        ({"title": True}, "field of the wrong type", "title is true or false, expected text"),
+        ({"content": {"a": 1}}, "field of the wrong type", "content is an object, expected text"),
+        ({"content": [1]}, "field of the wrong type", "content is a list, expected text"),
+        ({"findings": {"a": 1}}, "field of the wrong type", "findings[0] is an object without title"),
+        ({"findings": [["a", 1]]}, "field of the wrong type", "findings[0] is a list"),
+        ({"id": ["a"]}, "field of the wrong type", "id is a list, expected text"),
+        ({"risk_score": [3]}, "field of the wrong type", "risk_score is a list, expected a number"),
+        ({"controls": [{}]}, "field of the wrong type", "controls[0] is an object"),
+        ({"messages": "hi"}, "field of the wrong type", "messages is text, expected a list"),
+        ({"messages": ["hi"]}, "field of the wrong type", "messages[0] is text, expected an object"),
+        (
+            {"messages": [{"role": "evil\x00", "content": "x"}]},
+            "unknown chat role",
+            "is evil; expected system, user, assistant",
+        ),
+        ({"messages": [{"role": ["user"], "content": "x"}]}, "unknown chat role", "is a list; expected"),
+        ({"messages": [{"role": "user", "content": "x"}]}, "chat without an answer", "no turn of the assistant"),
+    ],
+)
+def test_wrong_types_set_the_record_aside(fields, reason, detail):
+    aside = document(doc(**fields), "x:1")
+    assert isinstance(aside, SetAside)
+    assert (aside.source, aside.reason) == ("x:1", reason)
+    assert detail in aside.detail
+
+
+def test_a_reader_of_a_plugin_takes_its_members_and_its_faults_are_named(tmp_path):
+    class TextReader(Reader):
+        name = "text"
+
+        def reads(self, name: str) -> bool:
+            return name.endswith(".txt")
+
+        def read(self, member: Member) -> Iterator[Document | SetAside]:
+            yield Document(id=member.name, title=member.stream.read().decode(), source=member.name)
+
+    assert [document.title for document in read(put(tmp_path, b"hello", "a.txt"), readers=(TextReader(),))[0]] == ["hello"]
+    with pytest.raises(SysscanError, match=r"reader 'text' failed on b\.txt: UnicodeDecodeError"):
+        read(put(tmp_path, tar(("b.txt", b"\xff"))), readers=(TextReader(),))
+
+
+def test_readers_need_not_read_their_members(tmp_path):
+    path = put(tmp_path, gzip.compress(archive_of(5)))
+    assert [entry.name for entry in walk(path, OPTIONS) if isinstance(entry, Member)] == [
+        f"{number}.json" for number in range(5)
+    ]
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(alphabet=st.characters(exclude_categories=())),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=12,
+)
+keys = st.sampled_from(
+    [
+        "id",
+        "title",
+        "description",
+        "content",
+        "findings",
+        "severity",
+        "risk_score",
+        "techniques",
+        "messages",
+        "family",
+        "role",
+        "x",
+    ]
+)
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.dictionaries(keys, values) | values)
+def test_any_record_becomes_a_document_or_is_set_aside(record):
+    made = document(record, "x:1")
+    if isinstance(made, SetAside):
+        assert made.reason
+        return
+    assert made.text.strip()
+    assert made.id
+    assert content_hash(made) == content_hash(made)
+    made.text.encode()  # no lone surrogate is left
+    assert not corpus._CONTROL.search(made.text)
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.binary(max_size=300) | st.lists(st.dictionaries(keys, values), max_size=4).map(lambda v: json.dumps(v).encode()))
+@pytest.mark.parametrize("reader", READERS)
+def test_any_bytes_are_read_without_an_exception(reader, data):
+    for entry in reader.read(Member("x", len(data), io.BytesIO(data))):
+        assert isinstance(entry, (Document, SetAside))
+        assert entry.source.startswith("x")
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.data())
+def test_a_damaged_archive_is_read_or_refused_but_never_fails_otherwise(tmp_path_factory, data):
+    whole = bytearray(tar(*((f"{number}.json", json.dumps(doc(number)).encode()) for number in range(3))))
+    for _ in range(data.draw(st.integers(1, 6))):
+        whole[data.draw(st.integers(0, 3 * 1024 + 512))] = data.draw(st.integers(0, 255))
+    path = tmp_path_factory.mktemp("damaged") / "x.tar"
+    path.write_bytes(bytes(whole[: data.draw(st.integers(1, len(whole)))]))
+    try:
+        read(path)
+    except DataError as error:
+        told = str(error)
+    else:
+        told = str(path)
+    assert str(path) in told
