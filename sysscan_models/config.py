@@ -113,7 +113,7 @@ class RunConfig(_Table):
             "offline": self.offline,
             "data": self.data.model_dump(mode="json"),
             "router": _options_table(self.router),
-            "readers": {reader.name: reader.model_dump(mode="json") for reader in self.readers},
+            "readers": {reader.name: reader.model_dump(mode="json", exclude_none=True) for reader in self.readers},
             "package": self.package.model_dump(mode="json"),
             "evaluators": [_options_table(evaluator) for evaluator in self.evaluators],
             "roles": {
@@ -410,4 +410,4 @@ def _split_key(text: str) -> tuple[str, ...]:
 
 
 def _options_table(options: Options) -> dict[str, Any]:
-    return {"name": options.name, **options.model_dump(mode="json")}
+    return {"name": options.name, **options.model_dump(mode="json", exclude_none=True)}

@@ -8,7 +8,6 @@ A stage is done when its record exists, has the key that the configuration now a
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -202,6 +201,7 @@ class Pipeline:
             title=self.config.package.title,
             bases={name: self.fetch(name) for name in names},
             checkpoints={name: self.checkpoint(name) for name in names},
+            merged={name: self.merged(name) for name in names},
             splits={name: Splits.load(self.layout.data / name) for name in names},
             evaluations=self.evaluate(),
         )
@@ -250,10 +250,9 @@ def seal(
 ) -> A:
     """Complete and save the record of a stage, so that a plugin need not: key, file hashes, circumstances."""
     root = record_path(out).parent
-    names = artifact.files or {
-        str(path.relative_to(root)): None for path in (sorted(out.rglob("*")) if out.is_dir() else [out]) if path.is_file()
-    }
-    files = artifact.files or file_records(root, (name for name in names if not Path(name).name.startswith(".")))
+    held = sorted(path for path in out.rglob("*") if path.is_file()) if out.is_dir() else [out]
+    names = [str(path.relative_to(root)) for path in held if not path.name.startswith(".") and path != record_path(out)]
+    files = artifact.files or file_records(root, names)
     update = {"role": role, "inputs": dict(inputs), "options": dict(options), "seed": seed, "files": files}
     return artifact.model_copy(update={**update, "made": artifact.made or made_now(seconds=seconds)}).save(out)
 
@@ -277,11 +276,3 @@ def choose_source(base: str, folder: Path) -> tuple[str, str]:
 def sample_corpus() -> Path:
     """Return the folder of the corpus that comes with the package."""
     return Path(__file__).parent / "samples" / "corpus"
-
-
-def remove_stale(path: Path) -> None:
-    """Remove a stage's former result before it is made again."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

@@ -69,7 +69,7 @@ def prepare(
     """
     started = time.monotonic()
     archive, out_dir = Path(archive), Path(out_dir)
-    asked = splits_inputs(archive, options, router=router, readers=readers, roles=roles)
+    inputs, keyed = splits_inputs(archive, options, roles=roles, router=router, readers=readers)
     _refuse_overlap(archive, out_dir, roles)
     try:
         with _workspace(out_dir, roles) as work:
@@ -78,7 +78,6 @@ def prepare(
             _refuse_empty(archive, roles, tally, divided)
             made = made_now(seconds=time.monotonic() - started)
             for role in roles:
-                inputs, keyed = asked[role.name]
                 folder = work / role.name
                 Splits(
                     role=role.name,
@@ -91,7 +90,7 @@ def prepare(
                     kinds=dict(sorted(divided.kinds[role.name].items())),
                     dataset_digest=divided.digest,
                 ).save(folder)
-            _write_report(work, archive, asked[roles[0].name][0]["archive"], seed, tally, divided)
+            _write_report(work, archive, inputs["archive"], seed, tally, divided)
             _publish(work, out_dir, roles)
     except OSError as error:
         raise SysscanError(
@@ -125,21 +124,20 @@ def prepare_plain(archive: Path, out_dir: Path, *, config: RunConfig | None = No
 
 
 def splits_inputs(
-    archive: Path, options: DataOptions, *, router: Router, readers: Sequence[Reader], roles: Sequence[ModelRole]
-) -> dict[str, tuple[dict[str, str], dict[str, Any]]]:
-    """Return `inputs` and `options` of the Splits artifact of each role: what decides its bytes, known before the work.
+    archive: Path, options: DataOptions, *, roles: Sequence[ModelRole], router: Router, readers: Sequence[Reader]
+) -> tuple[dict[str, str], dict[str, Any]]:
+    """Return `inputs` and `options` of the Splits artifacts: what decides their bytes, known before the work.
 
-    A role's own contract is part of its inputs; of the other roles only the names, so that a new prompt for one of them
-    leaves the splits of the rest as they are.
+    The contracts of all roles are part of the inputs: prompts, answers and response schemas are written into the lines.
     """
-    digest = archive_digest(archive)
+    inputs = {"archive": archive_digest(archive), "contracts": _contracts_digest(roles)}
     keyed = {
         "data": options.model_dump(mode="json", exclude={"archive", "readers"}),
         "router": router.keyed(),
         "readers": [reader.keyed() for reader in readers],
         "roles": sorted(role.name for role in roles),
     }
-    return {role.name: ({"archive": digest, "contract": _contract_digest(role)}, keyed) for role in roles}
+    return inputs, keyed
 
 
 def archive_digest(archive: Path) -> str:
@@ -171,9 +169,9 @@ def _file_digest(path: Path, identity: tuple[int, ...]) -> str:  # noqa: ARG001 
     return sha256_file(path)
 
 
-def _contract_digest(role: ModelRole) -> str:
-    contract = [role.name, role.system_prompt, dict(role.answer), role.response_model.model_json_schema()]
-    return hashlib.sha256(orjson.dumps(contract, option=orjson.OPT_SORT_KEYS)).hexdigest()
+def _contracts_digest(roles: Sequence[ModelRole]) -> str:
+    contracts = {role.name: [role.system_prompt, dict(role.answer), role.response_model.model_json_schema()] for role in roles}
+    return hashlib.sha256(orjson.dumps(contracts, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
 # Reading: archive -> spool -------------------------------------------------------------------------------------------------

@@ -88,6 +88,9 @@ class LlamaCppSession(Session):
     def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[GenerationEvent]:
         """Answer the requests in their order; closing the iterator cancels what is left.
 
+        The same request gets the same answer, whatever was asked before it, on the same processor with as many threads:
+        llama.cpp divides attention by threads, which changes the last bits of the logits.
+
         Raises UserError, before anything is decoded, when a request is malformed or does not fit the context.
         """
         with self._step():
@@ -389,6 +392,7 @@ class _Sampler:
 
     def __init__(self, vocabulary: Vocabulary, plan: _Plan, resources: ExitStack) -> None:
         self._vocabulary = vocabulary
+        self._likeliest = plan.temperature == 0 and plan.repeat_penalty == 1
         self._chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
         resources.callback(llama_cpp.llama_sampler_free, self._chain)
         parts = []
@@ -425,6 +429,8 @@ class _Sampler:
         return token
 
     def _sample(self, logits: NDArray[np.float32], *, masked: bool) -> int:
+        if self._likeliest and not masked:
+            return int(logits.argmax())
         self._table["id"], self._table["logit"], self._table["p"] = np.arange(len(logits)), logits, 0
         array = llama_cpp.llama_token_data_array(self._candidates, len(logits), -1, False)
         if masked:

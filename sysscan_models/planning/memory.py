@@ -117,7 +117,8 @@ def lora_memory(shape: Shape, options: LoraLike, *, devices: int = 1) -> Trainin
     trained = list(shape.adapters(options.rank, options.targets, experts=options.experts))
     size = _compute_bytes(options)
     adapted = sum(tensor.shape[-1] for tensor in shape.layer() if tensor.name in options.targets)
-    kept = 3 * size * adapted * options.micro_batch_size * options.max_seq_length
+    layers = 1 if options.gradient_checkpointing else shape.layers
+    kept = 3 * size * adapted * layers * options.micro_batch_size * options.max_seq_length
     changes = sum(tensor.elements for tensor in shape.layer() if options.experts and tensor.name == "experts")
     return _memory(shape, options, trained, frozen=shape.parameters, adapted=kept + 2 * size * changes, devices=devices)
 

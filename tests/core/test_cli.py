@@ -77,7 +77,6 @@ def test_config_show_schema_and_recipes(tmp_path: Path) -> None:
         (["prepare", "nowhere.tar.gz"], "does not exist"),
         (["merge"], "merge takes a ROLE"),
         (["package", "--out", "x"], "--out needs models"),
-        (["verify", "."], "manifest"),
         (["frobnicate"], "No such command"),
     ],
 )

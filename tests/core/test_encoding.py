@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from sysscan_models import encoding
 from sysscan_models.encoding import CHATML, IGNORE_INDEX, LLAMA3, PLAIN, ChatEncoder, HFTokenizer, choose_template, pack
 from sysscan_models.errors import DataError, UserError

@@ -196,7 +196,7 @@ def test_sentencepiece_text_has_the_ids_of_the_tokenizer_that_training_uses(
     path = write_sentencepiece_model(sentencepiece_tokenizer, tmp_path / "first.gguf", space_prefix="first")
     reference = HFTokenizer(sentencepiece_tokenizer)
     with opened(path) as session:
-        assert session.encoder.tokenizer.control_tokens == reference.control_tokens
+        assert session.encoder.tokenizer.control_tokens == {"<s>": 1, "</s>": 2}
         for text in TEXTS:
             for follows in ("start", "control", "text"):
                 assert session.encoder.tokenizer.encode_text(text, follows)[0] == reference.encode_text(text, follows)[0], (

@@ -104,7 +104,7 @@ def _merge(
     meter = _Meter(2 * folder.size, progress)
     carried = _carry(folder, adapter_dir, out_dir)
     applied = [part for file in folder.files for part in _write(file, out_dir / file.path.name, updates, meter)]
-    pass
+    _check_applied(applied, updates)
     proof = _Proof(updates)
     for file in folder.files:
         proof.compare(file, out_dir / file.path.name, meter)

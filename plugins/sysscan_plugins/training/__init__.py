@@ -25,7 +25,7 @@ class TrainingOptions(Trainer):
     max_steps: int = Field(0, ge=0)
     """Optimizer steps after which training ends, if the epochs do not end before; 0 = no limit."""
     max_tokens: int = Field(0, ge=0)
-    """Tokens (padding left out) after which training ends, rounded up to a whole step, if nothing ends it before; 0 = no limit."""
+    """Tokens (padding left out) after which training ends, rounded up to a whole step; 0 = no limit."""
     max_seq_length: int = Field(4096, ge=16)
     """Tokens in a row; longer examples have the user's turn cut."""
     batch_size: int = Field(4, ge=1)

@@ -1,7 +1,7 @@
 """Cross-entropy of the supervised positions, computed in chunks so that the logits of a whole batch never exist at once.
 
 Logits are in the model's compute dtype, the loss in fp32, summed, not averaged: the caller knows how many tokens its step has.
-Shapes: S supervised positions, H hidden size, V vocabulary.
+Shapes: S supervised positions, C of a chunk, H hidden size, V vocabulary.
 """
 
 # ruff: noqa: N803 - shape suffixes
@@ -39,14 +39,28 @@ def head_backward(
     losses, gradients = [], []
     for hidden, targets in _chunks(hidden_SH, targets_S, vocabulary):
         leaf = hidden.requires_grad_()
-        loss = cross_entropy(head(leaf).float(), targets, reduction="sum")
-        (loss * scale).backward()  # type: ignore[no-untyped-call]
-        losses.append(loss.detach())
+        logits = head(leaf)
+        loss, gradient = _loss_and_gradient(logits.detach(), targets, scale)
+        logits.backward(gradient)  # type: ignore[no-untyped-call]
+        losses.append(loss)
         assert leaf.grad is not None
         gradients.append(leaf.grad)
     if not losses:
         return hidden_SH.new_zeros((), dtype=torch.float32), torch.zeros_like(hidden_SH)
     return torch.stack(losses).sum(), torch.cat(gradients)
+
+
+def _loss_and_gradient(logits_CV: torch.Tensor, targets_C: torch.Tensor, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the summed cross-entropy and the gradient of `scale` times it, [C, V] in the logits' type.
+
+    By hand and in place: autograd's own takes twice the time, most of it for memory that it touches once.
+    """
+    log_probabilities = torch.log_softmax(logits_CV, dim=-1, dtype=torch.float32)
+    every = torch.arange(len(targets_C), device=targets_C.device)
+    loss = -log_probabilities[every, targets_C].sum()
+    gradient = log_probabilities.exp_()
+    gradient[every, targets_C] -= 1.0
+    return loss, gradient.mul_(scale).to(logits_CV.dtype)
 
 
 def _chunks(hidden_SH: torch.Tensor, targets_S: torch.Tensor, vocabulary: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

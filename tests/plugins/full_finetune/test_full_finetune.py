@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
 from sysscan_models.artifacts import BaseCheckpoint, Checkpoint, MergedCheckpoint
 from sysscan_models.encoding import CHATML, PLAIN, ChatEncoder, HFTokenizer
 from sysscan_models.errors import UserError
@@ -23,7 +25,6 @@ from sysscan_models.roles import SPECIALIST
 from sysscan_plugins import full_finetune
 from sysscan_plugins.full_finetune import FullFinetune
 from sysscan_plugins.training.loop import train_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 _SPEC = importlib.util.spec_from_file_location("training_cases", Path(__file__).parents[1] / "training" / "training_cases.py")
 assert _SPEC is not None
@@ -185,7 +186,7 @@ def test_killed_before_saving_leaves_no_record(job: TrainJob, monkeypatch: pytes
 def test_check_refuses_what_cannot_be_trained(tmp_path: Path) -> None:
     base = cases.make_base(tmp_path / "base")
     OPTIONS.check(base, SPECIALIST)
-    with pytest.raises(UserError, match="max_seq_length is 4096, but .* at most 512 positions; set max_seq_length to 512"):
+    with pytest.raises(UserError, match=r"max_seq_length is 4096, but .* at most 512 positions; set max_seq_length to 512"):
         FullFinetune().check(base, SPECIALIST)
     path = tmp_path / "base" / "config.json"
     config = json.loads(path.read_text())
@@ -195,7 +196,7 @@ def test_check_refuses_what_cannot_be_trained(tmp_path: Path) -> None:
         return base
 
     with pytest.raises(
-        UserError, match="type 'gemma', which training does not support. Valid choices: llama, mistral, mixtral"
+        UserError, match=r"type 'gemma', which training does not support. Valid choices: llama, mistral, mixtral"
     ):
         OPTIONS.check(refused(model_type="gemma"), SPECIALIST)
     with pytest.raises(UserError, match="is quantized; training needs"):
@@ -203,10 +204,10 @@ def test_check_refuses_what_cannot_be_trained(tmp_path: Path) -> None:
     refused()
     shutil.rmtree(tmp_path / "base")
     (tmp_path / "base").mkdir()
-    with pytest.raises(UserError, match="has no config.json"):
+    with pytest.raises(UserError, match=r"has no config.json"):
         OPTIONS.check(base, SPECIALIST)
     path.write_text(json.dumps(config))
-    with pytest.raises(UserError, match="the tokenizer of .* cannot be loaded"):
+    with pytest.raises(UserError, match=r"the tokenizer of .* cannot be loaded"):
         OPTIONS.check(base, SPECIALIST)
 
 

@@ -73,11 +73,16 @@ def test_q4_k_m_is_close_and_made_of_real_k_quants(architecture: str, request: p
     folder: Path = request.getfixturevalue(architecture)
     quantized = export(folder, tmp_path / "model.gguf")
     assert {"Q4_K", "Q6_K", "F32"} == set(quantized.weights_by_type)
-    expected = hf_logits(folder, IDS)
+    export(folder, tmp_path / "exact.gguf", type="F32")
+    exact = {tensor.name: tensor.data for tensor in gguf.GGUFReader(tmp_path / "exact.gguf").tensors}
+    allowed = {"F32": 0.0, "Q6_K": 0.03, "Q4_K": 0.1}
+    for tensor in gguf.GGUFReader(tmp_path / "model.gguf").tensors:
+        original = exact[tensor.name]
+        error = gguf.quants.dequantize(tensor.data, tensor.tensor_type) - original
+        assert np.linalg.norm(error) <= allowed[tensor.tensor_type.name] * np.linalg.norm(original), tensor.name
     with opened(tmp_path / "model.gguf") as model:
         found = model.logits(IDS)
-    correlation = np.corrcoef(expected.reshape(-1), found.reshape(-1))[0, 1]
-    assert correlation > 0.97
+    assert np.corrcoef(hf_logits(folder, IDS).reshape(-1), found.reshape(-1))[0, 1] > 0.9  # random weights suffer most
 
 
 def test_a_checkpoint_in_shards_gives_the_same_file(tmp_path: Path, llama: Path) -> None:

@@ -288,10 +288,11 @@ def test_the_base_is_named_without_a_path(reference: str, revision: str, name: s
     }
 
 
-def test_a_template_of_ours_reaches_the_merged_model(llama: Path, tmp_path: Path) -> None:
+def test_our_template_and_end_token_reach_the_merged_model(llama: Path, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
     (llama / "chat_template.jinja").unlink()
+    (llama / "generation_config.json").unlink()
     job, lora = job_for(llama, tmp_path / "out"), Lora(**QUICK)
     merged = lora.merge(lora.train(job), job.base, tmp_path / "merged")
     assert "### Assistant" in AutoTokenizer.from_pretrained(merged.root).chat_template

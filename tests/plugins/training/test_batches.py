@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from training_cases import records, tiny_tokenizer
+
 from sysscan_models.encoding import CHATML, IGNORE_INDEX
 from sysscan_models.errors import DataError
 from sysscan_plugins.training import TrainingOptions
 from sysscan_plugins.training.batches import Plan, demand_supervision, encode_split
-from training_cases import records, tiny_tokenizer
 
 
 class Options(TrainingOptions):
@@ -89,7 +90,7 @@ def test_data_without_anything_to_learn_is_refused_with_a_sample(tmp_path: Path)
 def test_a_damaged_line_is_named(tmp_path: Path) -> None:
     path = tmp_path / "train.jsonl"
     path.write_text('{"id": "a", "text": "b"}\n{"id": \n')
-    with pytest.raises(DataError, match="train.jsonl, line 2: expected a JSON object"):
+    with pytest.raises(DataError, match=r"train.jsonl, line 2: expected a JSON object"):
         encode_split(path, tiny_tokenizer(), CHATML, Options(), tmp_path)
     assert not list(tmp_path.glob("train-*/report.json"))
 

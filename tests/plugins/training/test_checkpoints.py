@@ -7,6 +7,7 @@ from pathlib import Path
 import orjson
 import pytest
 import torch
+
 from sysscan_plugins.training import checkpoints
 
 TENSORS = {"master:a": torch.arange(6.0).reshape(2, 3), "step:a": torch.tensor(3.0)}

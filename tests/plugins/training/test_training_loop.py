@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+from training_cases import make_job, records, tiny_model, tiny_tokenizer
+
 from sysscan_models.encoding import CHATML
 from sysscan_models.errors import DataError, Interrupted, SysscanError, UserError
 from sysscan_models.interfaces import TrainJob
@@ -20,7 +22,6 @@ from sysscan_plugins.training.devices import open_device
 from sysscan_plugins.training.devices.cpu import CPU
 from sysscan_plugins.training.loop import TrainResult, train_model
 from sysscan_plugins.training.schedule import learning_rate
-from training_cases import make_job, records, tiny_model, tiny_tokenizer
 
 
 class Options(TrainingOptions):
@@ -206,7 +207,7 @@ def test_out_of_memory_halves_the_micro_batch_with_the_same_mathematics(
 
 def test_memory_for_not_even_one_row_is_an_error_with_advice(tmp_path: Path) -> None:
     with pytest.raises(
-        SysscanError, match="not enough memory for one row of 128 tokens. Set gradient_checkpointing = true, a smaller"
+        SysscanError, match=r"not enough memory for one row of 128 tokens. Set gradient_checkpointing = true, a smaller"
     ):
         train(make_job(tmp_path), SmallMemory(0))
 
@@ -231,7 +232,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_documents(tmp_pat
     model = tiny_model()
     options = {"packing": False, "batch_size": 2, "micro_batch_size": 1, "log_every": log_every}
     with pytest.raises(
-        SysscanError, match="step 2: the loss .nan. or the gradient norm .nan. is not finite; the update was"
+        SysscanError, match=r"step 2: the loss .nan. or the gradient norm .nan. is not finite; the update was"
     ) as raised:
         train(job, Poisoned(4), model, **options)
     skipped = next(line for line in log(job) if line.get("skipped"))
@@ -243,7 +244,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_documents(tmp_pat
 
 def test_data_whose_labels_are_all_masked_is_refused(tmp_path: Path) -> None:
     questions = [{"id": "a", "messages": [{"role": "user", "content": "only questions"}]}]
-    with pytest.raises(DataError, match="no token to learn from.*only questions"):
+    with pytest.raises(DataError, match=r"no token to learn from.*only questions"):
         train(make_job(tmp_path, questions))
 
 
@@ -285,9 +286,9 @@ def test_options_that_do_not_affect_the_result_are_no_part_of_the_key() -> None:
 
 def test_unknown_devices_are_refused_with_the_choices() -> None:
     assert open_device("cpu").name == "cpu"
-    with pytest.raises(UserError, match="unknown device 'gpu'. Valid choices: auto, cpu, cuda, cuda:N"):
+    with pytest.raises(UserError, match=r"unknown device 'gpu'. Valid choices: auto, cpu, cuda, cuda:N"):
         open_device("gpu")
     if not torch.cuda.is_available():
         assert open_device("auto").name == "cpu"
-        with pytest.raises(UserError, match="'cuda:1' was asked for, but torch .* finds no CUDA device here"):
+        with pytest.raises(UserError, match=r"'cuda:1' was asked for, but torch .* finds no CUDA device here"):
             open_device("cuda:1")

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from training_cases import records, tiny_model, tiny_tokenizer
+
 from sysscan_models.encoding import CHATML, IGNORE_INDEX
 from sysscan_plugins.training import TrainingOptions, loss
 from sysscan_plugins.training.batches import Batch, EncodedSplit, encode_split
 from sysscan_plugins.training.devices.cpu import CPU
 from sysscan_plugins.training.optimizers import MasterOptimizer
-from training_cases import records, tiny_model, tiny_tokenizer
 
 
 class Options(TrainingOptions):
