@@ -5,8 +5,10 @@
 PYTHON ?= python3
 VENV ?= .venv
 DEMO ?= demo
-CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/sysscan-models
-WHEELS := $(CACHE)/wheels
+# The wheel of llama-cpp-python is built once and kept beside pip's own cache. Without AMX: llama.cpp's kernels for it crash on
+# Q4 models (ggml-org/llama.cpp issue 20824).
+WHEELS ?= $(shell $(PYTHON) -m pip cache dir)/sysscan-models/no-amx
+NO_AMX := $(if $(filter x86_64,$(shell uname -m)),-mno-amx-tile -mno-amx-int8 -mno-amx-bf16)
 LLAMA := $(shell sed -n 's/^llama_cpp_python==//p' constraints.txt)
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
@@ -54,7 +56,9 @@ $(VENV)/.base: constraints.txt
 	@mkdir -p $(WHEELS)
 	@ls $(WHEELS)/llama_cpp_python-$(LLAMA)-*.whl >/dev/null 2>&1 || { \
 	  echo "building llama-cpp-python $(LLAMA) once, about 5 minutes on 2 cores; it is kept in $(WHEELS)"; \
-	  $(PIP) wheel --no-deps --wheel-dir $(WHEELS) llama-cpp-python==$(LLAMA); }
+	  CMAKE_ARGS="-DCMAKE_C_FLAGS='$(NO_AMX)' -DCMAKE_CXX_FLAGS='$(NO_AMX)'" \
+	  $(PIP) wheel --no-cache-dir --no-deps --wheel-dir $(WHEELS) llama-cpp-python==$(LLAMA); }
+	$(PIP) install --no-deps --no-index --find-links $(WHEELS) llama-cpp-python==$(LLAMA)
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.base pyproject.toml

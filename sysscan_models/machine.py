@@ -42,7 +42,7 @@ def memory(root: Path = ROOT) -> Memory:
 
 
 def _installed(root: Path) -> tuple[int, int]:
-    fields = dict(re.findall(r"^(\w+):\s+(\d+) kB", _read(root / "proc/meminfo"), re.MULTILINE))
+    fields: dict[str, str] = dict(re.findall(r"^(\w+):\s+(\d+) kB", _read(root / "proc/meminfo"), re.MULTILINE))
     if "MemTotal" in fields:
         free = int(fields.get("MemAvailable", fields.get("MemFree", "0")))
         return int(fields["MemTotal"]) << 10, free << 10

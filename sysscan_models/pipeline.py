@@ -29,7 +29,7 @@ from sysscan_models.artifacts import (
 )
 from sysscan_models.config import RunConfig
 from sysscan_models.errors import IntegrityError, UserError
-from sysscan_models.interfaces import ModelRef, TrainJob
+from sysscan_models.interfaces import ModelRef, Source, TrainJob
 from sysscan_models.packaging import package
 from sysscan_models.plugins import Registry, plugin_manager
 from sysscan_models.progress import say
@@ -93,9 +93,7 @@ class Pipeline:
         config = self.config
         roles = [part.role for part in config.roles.values()]
         archive = self.archive()
-        inputs, options = splits_inputs(
-            archive, config.data, roles=roles, router=config.router, readers=config.readers
-        )
+        inputs, options = splits_inputs(archive, config.data, roles=roles, router=config.router, readers=config.readers)
         done = {
             role.name: current(Splits, self.layout.data / role.name, inputs, options, role=role.name, seed=config.seed)
             for role in roles
@@ -120,18 +118,17 @@ class Pipeline:
     def fetch(self, name: str) -> BaseCheckpoint:
         """Return a role's base model as a local folder, brought here if it is not."""
         part = self.config.role(name)
-        source, ref = choose_source(part.base, self.config.folder)
-        out_dir = Path(ref) if source == "path" else self.layout.base(part.base, part.revision)
-        if source != "path" and record_path(out_dir).exists():
+        scheme, ref = choose_source(part.base, self.config.folder)
+        out_dir = Path(ref) if scheme == "path" else self.layout.base(part.base, part.revision)
+        if scheme != "path" and record_path(out_dir).exists():
             base = BaseCheckpoint.load(out_dir)
             base.check_files(contents=False)
             return base
-        fetched = self.registry.get("sources", source)().fetch(
-            ref, out_dir, revision=part.revision, offline=self.config.offline
-        )
+        source: Source = self.registry.get("sources", scheme)()
+        fetched = source.fetch(ref, out_dir, revision=part.revision, offline=self.config.offline)
         if part.licence:
             fetched = fetched.model_copy(update={"licence": part.licence}).at(out_dir)
-        return fetched if source == "path" else fetched.save(out_dir)
+        return fetched if scheme == "path" else fetched.save(out_dir)
 
     def train(self, name: str, splits: Splits | None = None) -> Checkpoint:
         """Fine-tune a role's base model on its training split."""

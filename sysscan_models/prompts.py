@@ -119,8 +119,8 @@ def with_system(system_prompt: str, turns: Sequence[Message]) -> list[Message]:
 def example(role: ModelRole, document: Document) -> Example:
     """Return what this role learns from a document, by the rules that `Example` lists."""
     if document.messages:
-        turns = [{"role": turn["role"], "content": redact(turn["content"]).strip()} for turn in document.messages]
-        return Example("messages", messages=tuple(turns))
+        given = [{"role": turn["role"], "content": redact(turn["content"]).strip()} for turn in document.messages]
+        return Example("messages", messages=tuple(given))
     title, description = redact(document.title).strip(), redact(document.description).strip()
     content = redact(document.content).strip()
     if content and (title or description):
@@ -132,7 +132,8 @@ def example(role: ModelRole, document: Document) -> Example:
             "text", text="\n\n".join(part for part in (title, description, content, *map(redact, document.findings)) if part)
         )
     answer = response(role, document, analysis).to_json()
-    turns = with_system(role.system_prompt, [{"role": "user", "content": question}, {"role": "assistant", "content": answer}])
+    asked = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    turns = with_system(role.system_prompt, asked)
     return Example("answer" if kind == "answer" else "title", messages=tuple(turns))
 
 

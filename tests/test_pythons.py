@@ -18,7 +18,11 @@ def interpreter(version: str) -> str | None:
     """Return a Python of this version that runs: on the path, or among pyenv's."""
     pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions"
     shim = shutil.which(f"python{version}")
-    beside = [str(path) for path in Path(shim).resolve().parent.parent.glob(f"versions/{version}.*/bin/python{version}")] if shim else []
+    beside = (
+        [str(path) for path in Path(shim).resolve().parent.parent.glob(f"versions/{version}.*/bin/python{version}")]
+        if shim
+        else []
+    )
     for candidate in [shim, *beside, *map(str, pyenv.glob(f"{version}.*/bin/python{version}"))]:
         if candidate and subprocess.run([candidate, "-c", "import venv"], capture_output=True, check=False).returncode == 0:
             return candidate

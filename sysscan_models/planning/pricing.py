@@ -148,8 +148,8 @@ def current_splits(pipeline: Pipeline) -> dict[str, Splits]:
     if not all(record_path(layout.data / name).exists() for name in config.roles) or not pipeline.archive().exists():
         return {}
     roles = [part.role for part in config.roles.values()]
-    keys = splits_inputs(pipeline.archive(), config.data, router=config.router, readers=config.readers, roles=roles)
-    found = {name: current(Splits, layout.data / name, *keys[name], role=name, seed=config.seed) for name in config.roles}
+    key = splits_inputs(pipeline.archive(), config.data, roles=roles, router=config.router, readers=config.readers)
+    found = {name: current(Splits, layout.data / name, *key, role=name, seed=config.seed) for name in config.roles}
     return {name: splits for name, splits in found.items() if splits} if all(found.values()) else {}
 
 

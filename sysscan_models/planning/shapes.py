@@ -203,7 +203,7 @@ def _elements(path: Path) -> int:
             header = orjson.loads(stream.read(length))
             tensors = [tensor for name, tensor in header.items() if name != "__metadata__"]
             end = max((int(tensor["data_offsets"][1]) for tensor in tensors), default=0)
-            elements = sum(math.prod(tensor["shape"]) for tensor in tensors)
+            elements = sum(math.prod(map(int, tensor["shape"])) for tensor in tensors)
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             raise IntegrityError(f"{path} has a damaged header ({error}); fetch the model again") from error
     if size != 8 + length + end:

@@ -88,8 +88,12 @@ def test_a_users_mistake_ends_with_one_message_and_exit_code_2(words: list[str],
 
 
 def test_prepare_works_on_a_plain_archive_without_configuration(tmp_path: Path) -> None:
-    lines = [json.dumps({"title": f"CVE in sudo {n}", "description": f"CVE-2021-{n}", "content": f"text {n}"}) for n in range(50)]
-    lines += [json.dumps({"title": f"Bread {n}", "description": f"loaf {n}", "content": f"flour and water {n}"}) for n in range(50)]
+    lines = [
+        json.dumps({"title": f"CVE in sudo {n}", "description": f"CVE-2021-{n}", "content": f"text {n}"}) for n in range(50)
+    ]
+    lines += [
+        json.dumps({"title": f"Bread {n}", "description": f"loaf {n}", "content": f"flour and water {n}"}) for n in range(50)
+    ]
     (tmp_path / "docs.jsonl").write_text("\n".join([*lines, "not json"]))
     done = sysscan("prepare", "docs.jsonl", "--out", "out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -191,7 +191,15 @@ def test_the_tpu_recipe_carries_every_number_of_the_original() -> None:
     expected = {"max_seq_length": 4096, "batch_size": 4, "learning_rate": 2e-5, "epochs": 1}
     assert specialist.base == "meta-llama/Meta-Llama-3-8B"
     assert specialist.trainer.model_dump(include=set(expected)) == expected
-    expected = {"max_seq_length": 2048, "batch_size": 2, "learning_rate": 1e-4, "epochs": 1, "rank": 16, "alpha": 32, "dropout": 0.1}
+    expected = {
+        "max_seq_length": 2048,
+        "batch_size": 2,
+        "learning_rate": 1e-4,
+        "epochs": 1,
+        "rank": 16,
+        "alpha": 32,
+        "dropout": 0.1,
+    }
     assert generalist.base == "mistralai/Mixtral-8x7B-Instruct-v0.1"
     assert generalist.trainer.model_dump(include=set(expected)) == expected
     assert {part.quantizer.type for part in config.roles.values()} == {"Q4_K_M"}  # type: ignore[attr-defined]

@@ -347,3 +347,14 @@ def test_a_token_for_unknown_characters_is_no_control_token() -> None:
     chat = encoder(tokenizer, PLAIN)
     assert chat.tokenizer.control_tokens == {"</s>": 1}
     assert chat.text("a ü a", 9)[0].ids == (2, 0, 2, 1)
+
+
+def test_a_token_that_would_reach_across_the_prompts_end_is_divided(smollm2: Any) -> None:
+    chat = encoder(smollm2, LLAMA3)  # in this vocabulary, "\n\n" before a word is two tokens, at the end of a prompt one
+    prompt = chat.prompt(TURNS[:1])
+    encoded = chat.conversation(TURNS[:2])
+    assert list(encoded.ids[: len(prompt)]) == prompt
+    whole = smollm2.apply_chat_template(TURNS[:2], chat_template=LLAMA3, tokenize=True, return_dict=False)
+    assert whole[: len(prompt)] != prompt, "which the ids of transformers would not be"
+    assert smollm2.decode(whole).startswith(smollm2.decode(encoded.ids[:-1]))
+    assert supervised(smollm2, encoded).startswith(TURNS[1]["content"])

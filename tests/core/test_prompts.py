@@ -60,7 +60,9 @@ def test_labels_that_do_not_fit_the_contract_are_left_out_and_the_rest_kept() ->
 def test_the_generalist_answers_with_a_report() -> None:
     made = example(
         GENERALIST,
-        document(title="T", description="D", content="C", findings=("a", "b"), labels={"remediation": ["x"], "severity": "low"}),
+        document(
+            title="T", description="D", content="C", findings=("a", "b"), labels={"remediation": ["x"], "severity": "low"}
+        ),
     )
     assert answer(made) == {"executive_summary": "C", "key_findings": ["a", "b"], "recommendations": ["x"]}
 
@@ -93,7 +95,13 @@ def test_given_messages_are_used_as_they_are() -> None:
 
 
 def test_a_finding_is_rendered_by_the_same_code_with_its_evidence_and_without_its_severity() -> None:
-    finding = {"id": "/bin/x", "title": "SUID", "description": "A file.", "severity": "high", "metadata": {"mode": "4755", "n": 2, "e": ""}}
+    finding = {
+        "id": "/bin/x",
+        "title": "SUID",
+        "description": "A file.",
+        "severity": "high",
+        "metadata": {"mode": "4755", "n": 2, "e": ""},
+    }
     turns = conversation(SPECIALIST, finding_document(finding))
     assert turns[0] == {"role": "system", "content": SPECIALIST.system_prompt}
     assert turns[1]["content"] == user_turn("SUID", "A file.\nmode: 4755\nn: 2")
@@ -117,7 +125,9 @@ def test_secrets_become_typed_placeholders_everywhere(secret: str, placeholder: 
     assert redact(f"a {secret} b") == f"a {placeholder} b"
     made = example(
         SPECIALIST,
-        document(title=f"T {secret}", description=secret, content=f"C {secret}", findings=(secret,), labels={"remediation": secret}),
+        document(
+            title=f"T {secret}", description=secret, content=f"C {secret}", findings=(secret,), labels={"remediation": secret}
+        ),
     )
     assert secret not in json.dumps(made.messages)
 

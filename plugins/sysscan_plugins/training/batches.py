@@ -5,8 +5,6 @@ function of the seed and the step, which is the whole data cursor. Numpy only; w
 business. Shapes: B rows, T positions, N real tokens.
 """
 
-# ruff: noqa: N815 - shape suffixes
-
 from __future__ import annotations
 
 import hashlib

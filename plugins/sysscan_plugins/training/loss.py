@@ -4,8 +4,6 @@ Logits are in the model's compute dtype, the loss in fp32, summed, not averaged:
 Shapes: S supervised positions, C of a chunk, H hidden size, V vocabulary.
 """
 
-# ruff: noqa: N803 - shape suffixes
-
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator

@@ -53,7 +53,9 @@ def byte_level_tokenizer(folder: Path, kind: str, *, size: int = 500, bos: bool 
         tokenizer.add_tokens(list(extra))
     if bos:
         first = tokenizer.token_to_id(SPECIAL[0])
-        tokenizer.post_processor = processors.TemplateProcessing(single=f"{SPECIAL[0]} $A", special_tokens=[(SPECIAL[0], first)])
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{SPECIAL[0]} $A", special_tokens=[(SPECIAL[0], first)]
+        )
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": SPECIAL[0], "eos_token": SPECIAL[1]}
@@ -92,7 +94,9 @@ def llama_tokenizer(model_folder: Path, folder: Path) -> Path:
     return folder
 
 
-def tiny_model(folder: Path, tokenizer: Path, kind: str = "llama", *, seed: int = 0, dtype: str = "float32", **config: Any) -> Path:
+def tiny_model(
+    folder: Path, tokenizer: Path, kind: str = "llama", *, seed: int = 0, dtype: str = "float32", **config: Any
+) -> Path:
     """Write a random Llama, Mistral or Mixtral of width 256 with a tokenizer's files beside it."""
     import torch
     import transformers

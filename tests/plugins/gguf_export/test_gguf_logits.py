@@ -45,7 +45,9 @@ def scale_of_difference(expected: np.ndarray, found: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_logits_in_32_bits_are_those_of_hugging_face_at_every_position(case: str, tmp_path: Path, llama3_tokenizer: Path) -> None:
+def test_logits_in_32_bits_are_those_of_hugging_face_at_every_position(
+    case: str, tmp_path: Path, llama3_tokenizer: Path
+) -> None:
     kind, config = CASES[case]
     folder = tiny_model(tmp_path / "model", llama3_tokenizer, kind, seed=3, **config)
     export(folder, tmp_path / "model.gguf", type="F32")

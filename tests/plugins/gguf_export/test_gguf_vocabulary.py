@@ -40,10 +40,23 @@ LOOK_ALIKES = (
     "<0x41><0xFF>",
     "[PAD500]",
 )
-WHITESPACE = (" ", "  a", " a b ", "\n", "\n\n\n", "\t\t", "a \n \n b", "\r\n\r\n", "a" + " " * 40 + "b", "\u00a0\u2003 x \u3000")
+WHITESPACE = (
+    " ",
+    "  a",
+    " a b ",
+    "\n",
+    "\n\n\n",
+    "\t\t",
+    "a \n \n b",
+    "\r\n\r\n",
+    "a" + " " * 40 + "b",
+    "\u00a0\u2003 x \u3000",
+)
 TEXTS = (*PROBES, *LOOK_ALIKES, *WHITESPACE)
 
-PIECES = st.sampled_from([*TEXTS, *SPECIAL, "'s", "'LL", "123", "1 ", " 4", "é", "中", "😀", "\u2581", "_", "--", "0x7f", "  \n"])
+PIECES = st.sampled_from(
+    [*TEXTS, *SPECIAL, "'s", "'LL", "123", "1 ", " 4", "é", "中", "😀", "\u2581", "_", "--", "0x7f", "  \n"]
+)
 ANY_TEXT = st.text(st.characters(exclude_categories=("Cs", "Cn")))  # Cn: each side has its own Unicode version
 MIXED_TEXT = st.lists(st.one_of(PIECES, ANY_TEXT), max_size=8).map("".join)
 ON_FIXTURES = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -127,7 +140,9 @@ def test_any_text_in_sentencepiece(llama2_tokenizer: Path, pairs: Callable[[Path
 
 @ON_FIXTURES
 @given(text=MIXED_TEXT)
-def test_any_text_by_the_tokenizer_model_alone(sentencepiece_file: Path, tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+def test_any_text_by_the_tokenizer_model_alone(
+    sentencepiece_file: Path, tmp_path_factory: pytest.TempPathFactory, text: str
+) -> None:
     import sentencepiece
 
     file = sentencepiece_file / "v.gguf"
@@ -383,12 +398,12 @@ def test_a_vocabulary_that_reads_text_otherwise_is_refused_before_any_work(tmp_p
 
 
 def test_plain_text_that_would_become_a_control_token_is_refused(tmp_path: Path, llama2_tokenizer: Path) -> None:
-    """With `</` and `s>` as pieces llama.cpp would merge them to the control token of the same text."""
+    """With `s>` as a piece llama.cpp would merge it with `<` to the control token of the same text."""
     definition = json.loads((llama2_tokenizer / "tokenizer.json").read_text())
     model = definition["model"]
     model["vocab"] |= {"</": 500, "s>": 501}
     for text in ("<", "/", "s", ">"):
         model["vocab"].setdefault(text, len(model["vocab"]))
     folder = edited(llama2_tokenizer, tmp_path / "x", model={**model, "merges": [["<", "/"], ["s", ">"], *model["merges"]]})
-    with pytest.raises(UserError, match="</s>"):
+    with pytest.raises(UserError, match=r"'a<s>\.' is \['<', 's>'"):
         check_parity(Vocabulary.of(folder), folder)
