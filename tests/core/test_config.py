@@ -94,7 +94,7 @@ def test_a_good_configuration_is_resolved_to_frozen_backends(registry: Registry)
     assert part.quantizer == Plain()
     assert config.path(config.data.archive) == Path("/somewhere/a.tar.gz")
     assert config.models_dir == Path("/somewhere/models")
-    with pytest.raises(UserError, match="unknown role 'generalist'.*specialist"):
+    with pytest.raises(UserError, match=r"unknown role 'generalist'.*specialist"):
         config.role("generalist")
 
 
@@ -175,7 +175,7 @@ def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_unknown_recipe_is_refused_with_the_valid_ones() -> None:
-    with pytest.raises(UserError, match="unknown recipe 'dmo'. Did you mean 'demo'.*tpu"):
+    with pytest.raises(UserError, match=r"unknown recipe 'dmo'. Did you mean 'demo'.*tpu"):
         recipe_text("dmo")
 
 

@@ -21,6 +21,7 @@ from sysscan_models.interfaces import Estimate, Trainer, TrainJob
 from sysscan_models.pipeline import Pipeline
 from sysscan_models.planning import full_memory, lora_memory, shape_of
 from sysscan_models.planning.disk import quantized_bytes
+from sysscan_models.planning.memory import RUNTIME, SLACK
 from sysscan_models.planning.pricing import Here
 from sysscan_models.planning.shapes import KNOWN, Shape, read_weights
 from sysscan_models.planning.verdicts import judge
@@ -147,17 +148,10 @@ def held_after_one_step(model: Any, optimizer: Any, torch: Any) -> dict[str, int
     }
 
 
-@pytest.mark.parametrize("kind", ["llama", "mixtral"])
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-@pytest.mark.parametrize("trained", [True, False])
-def test_activations_are_those_that_autograd_keeps(kind: str, dtype: str, trained: bool) -> None:
+def kept_for_backward(model: Any, decoder: Any, length: int) -> int:
+    """Return the bytes that autograd keeps of a forward pass through the decoder, the parameters themselves left out."""
     import torch
 
-    from sysscan_plugins.full_finetune import FullFinetune
-    from sysscan_plugins.lora import Lora
-
-    length, changes = 256, {"hidden_size": 128, "intermediate_size": 352}
-    model = tiny(kind, dtype, **changes).requires_grad_(trained)
     own, kept = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}, {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -166,14 +160,40 @@ def test_activations_are_those_that_autograd_keeps(kind: str, dtype: str, traine
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    embedded = torch.randn(1, length, changes["hidden_size"], dtype=model.dtype, requires_grad=True)
+    embedded = torch.randn(1, length, model.config.hidden_size, dtype=model.dtype, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        output = model.model(inputs_embeds=embedded, use_cache=False)
-    options: dict[str, Any] = {"compute_dtype": dtype, "max_seq_length": length, "micro_batch_size": 1}
+        output = decoder(inputs_embeds=embedded, use_cache=False)
+    assert output is not None  # the graph lives until here
+    return sum(kept.values())
+
+
+@pytest.mark.parametrize("kind", ["llama", "mixtral"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("trained", [True, False])
+def test_activations_are_those_that_autograd_keeps(kind: str, dtype: str, trained: bool) -> None:
+    from sysscan_plugins.full_finetune import FullFinetune
+    from sysscan_plugins.lora import Lora
+
+    model = tiny(kind, dtype, hidden_size=128, intermediate_size=352).requires_grad_(trained)
+    options: dict[str, Any] = {"compute_dtype": dtype, "max_seq_length": 256, "micro_batch_size": 1}
     shape = shape_of_model(model)
     memory = full_memory(shape, FullFinetune(**options)) if trained else lora_memory(shape, Lora(**options))
-    assert output is not None
-    assert memory.peak_low - memory.persistent == pytest.approx(sum(kept.values()), rel=0.1)
+    assert memory.peak_low - memory.persistent == pytest.approx(kept_for_backward(model, model.model, 256), rel=0.1)
+
+
+@pytest.mark.parametrize("kind", ["llama", "mixtral"])
+def test_what_adapters_keep_of_every_layer_lies_between_the_bounds(kind: str, tmp_path: Path) -> None:
+    from sysscan_plugins.lora import Lora
+    from sysscan_plugins.lora.adapters import load_adapted
+
+    options, length = Lora(rank=8, max_seq_length=256), 256
+    plain = tiny(kind, "bfloat16", num_hidden_layers=12)
+    plain.save_pretrained(tmp_path)
+    model = load_adapted(tmp_path, options, seed=1).train()
+    memory = lora_memory(shape_of_model(plain), options)
+    high = (memory.peak_high - RUNTIME) / SLACK
+    kept = kept_for_backward(model, model.get_base_model().model, length)
+    assert memory.peak_low < memory.persistent + kept < high
 
 
 def test_options_that_save_memory_do() -> None:

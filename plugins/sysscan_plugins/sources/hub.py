@@ -55,8 +55,16 @@ def download(ref: str, out_dir: Path, *, revision: str, offline: bool) -> BaseCh
         raise UserError(
             f"the hub refused {ref}: HTTP {error.response.status_code}. `sysscan-models doctor --online` says more"
         ) from error
-    except (OSError, hub_errors.OfflineModeIsEnabled) as error:
+    except Exception as error:
+        if not _is_connection_fault(error):
+            raise
         raise UserError(
-            f"{ref} could not be fetched ({type(error).__name__}): is this machine online? What arrived is kept"
+            f"{ref} could not be fetched ({type(error).__name__}: {error}): is this machine online? What arrived is kept, "
+            f"and the same command goes on from there"
         ) from error
     return record_folder(out_dir, reference=ref).model_copy(update={"revision": commit or ""}).at(out_dir)
+
+
+def _is_connection_fault(error: Exception) -> bool:
+    """Say whether the network is at fault: the hub's library lets its HTTP client's own errors through, whichever it uses."""
+    return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in ("httpx", "httpx2", "httpcore", "requests")

@@ -134,7 +134,17 @@ def test_all_types_of_llama_cpp_are_known() -> None:
     assert len(TYPES) == len(set(TYPES))
 
 
-@pytest.mark.parametrize("kind", [kind for kind in TYPES if kind not in (*NEED_IMATRIX, *UNQUANTIZED, "Q4_K_M")])
+QUICK = ("Q8_0", "Q4_0", "Q5_K_M", "Q3_K_S", "IQ4_XS", "TQ2_0")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, marks=() if kind in QUICK else pytest.mark.slow)
+        for kind in TYPES
+        if kind not in (*NEED_IMATRIX, *UNQUANTIZED, "Q4_K_M")
+    ],
+)
 def test_every_type_is_made_and_loads(kind: str, tmp_path: Path, llama: Path) -> None:
     made = export(llama, tmp_path / "m.gguf", type=kind)
     assert metadata(made.path)["general.file_type"] == getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind}")

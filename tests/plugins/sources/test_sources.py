@@ -208,6 +208,13 @@ def test_what_the_hub_does_not_have(hub: tuple[str, Any], tmp_path: Path, base: 
     assert "Traceback" not in done.stderr
 
 
+def test_an_unreachable_hub_is_no_traceback(tmp_path: Path) -> None:
+    done = fetch_from("http://127.0.0.1:9", tmp_path)
+    assert done.returncode == 2
+    assert "is this machine online?" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_an_unknown_embedded_model_is_refused_with_the_valid_one(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"unknown embedded model 'smollm'.*smollm2-135m-instruct"):
         Embedded().fetch("smollm", tmp_path / "out")
