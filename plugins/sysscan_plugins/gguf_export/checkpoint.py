@@ -100,12 +100,12 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def _files(path: Path) -> list[Path]:
-    if (path / _INDEX).is_file():
+    if (path / _SINGLE).is_file():  # before the index, as transformers does
+        names = [_SINGLE]
+    elif (path / _INDEX).is_file():
         names = sorted(set(read_json(path / _INDEX).get("weight_map", {}).values()))
         if any(Path(name).name != name for name in names):
             raise IntegrityError(f"{path / _INDEX} names files outside of its folder: {', '.join(names)}")
-    elif (path / _SINGLE).is_file():
-        names = [_SINGLE]
     else:
         names = []
     missing = [name for name in names if not (path / name).is_file()]

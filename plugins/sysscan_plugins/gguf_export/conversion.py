@@ -91,7 +91,8 @@ class Plan:
     @property
     def unquantized_bytes(self) -> int:
         """Tensor bytes that our own converter writes."""
-        return sum(stored_bytes(tensor, self.unquantized) for tensor in self.tensors)
+        kind = self.unquantized
+        return sum(stored_bytes(tensor, kind) for tensor in self.tensors)
 
     @property
     def quantized_bytes(self) -> int:

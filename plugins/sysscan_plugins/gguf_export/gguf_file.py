@@ -159,7 +159,7 @@ def _tensor_limit(file: Path, max_bytes: int, planned: Callable[[Path, int], GGU
     scratch.unlink()
     if header >= max_bytes:
         raise UserError(f"max_shard_size is {max_bytes} bytes, but the metadata (tokenizer and all) takes {header}; raise it")
-    return int(max_bytes)
+    return int(max_bytes - header)
 
 
 def _contents(reader: GGUFReader) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Trying out that llama.cpp reads text as the tokenizer does with which the model is trained.
 
-A vocabulary that loads can still split text in another way, and nothing fails: the model only becomes worse. So texts that are
-known to trip tokenizers are encoded by both sides before any weight is touched. Special tokens are never parsed here: a document
-that contains their texts must remain text.
+A vocabulary that loads can still split text in another way, and nothing fails: the model only becomes worse. So texts that
+are known to trip tokenizers are encoded by both sides before any weight is touched. Special tokens are never parsed here: a
+document that contains their texts must remain text.
 """
 
 from __future__ import annotations

@@ -63,8 +63,8 @@ class Vocabulary:
     add_bos: bool = False
     add_eos: bool = False
     space_prefix: str = ""
-    """Where the tokenizer puts a space before text: `first` (text that begins a sequence) or `always` (after control tokens too),
-    both unless one is there already; `prepend` (as `always`, even before a space: all that llama.cpp itself does); or empty."""
+    """Where the tokenizer puts a space before text: `first` (text that begins a sequence) or `always` (after control tokens
+    too), both unless one is there already; `prepend` (as `always`, even before a space: all that llama.cpp does); or empty."""
     chat_template: str = ""
 
     @classmethod

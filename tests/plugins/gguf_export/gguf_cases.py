@@ -1,6 +1,7 @@
 """Real tiny models and tokenizers in Hugging Face layout, and what Hugging Face and llama.cpp say of them.
 
-Widths are multiples of 256, so that real K-quants occur; weights are random but seeded, and wide enough that logits differ clearly.
+Widths are multiples of 256, so that real K-quants occur; weights are random but seeded, and wide enough that logits differ
+clearly.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from sysscan_plugins.gguf_export.vocabulary import _LLAMA3_SPLIT
 
 CORPUS = [
@@ -119,7 +121,7 @@ def tiny_model(
     made = getattr(transformers, f"{name}Config")(**{**settings, **config})
     model = getattr(transformers, f"{name}ForCausalLM")(made)
     with torch.no_grad():  # norms and biases begin as ones and zeros, which would hide that they were mixed up
-        for parameter_name, parameter in model.named_parameters():
+        for parameter in model.parameters():
             if parameter.dim() == 1:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
     model.to(getattr(torch, dtype)).save_pretrained(folder)

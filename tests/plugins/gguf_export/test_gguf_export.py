@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import shutil
 import signal
 import struct
@@ -23,6 +24,7 @@ import pytest
 from gguf_cases import byte_level_tokenizer, hf_logits, opened, tiny_model
 from pydantic import ValidationError
 from safetensors.numpy import load_file, save_file
+
 from sysscan_models.artifacts import BaseCheckpoint, MergedCheckpoint, QuantizedModel, record_path, sha256_file
 from sysscan_models.errors import ConfigError, IntegrityError, SysscanError, UserError
 from sysscan_models.plugins import plugin_manager
@@ -30,6 +32,8 @@ from sysscan_models.roles import SPECIALIST
 from sysscan_plugins import gguf_export
 from sysscan_plugins.gguf_export import GGUF, NEED_IMATRIX, TYPES, UNQUANTIZED, gguf_file, llamacpp, size_in_bytes
 from sysscan_plugins.gguf_export.conversion import About, export, plan
+from sysscan_plugins.gguf_export.imatrix import read_imatrix
+from sysscan_plugins.gguf_export.tensors import _to_bfloat16
 
 IDS = [3, 77, 200, 14, 5, 9, 300, 41]
 
@@ -96,7 +100,11 @@ def test_the_same_input_gives_the_same_bytes(kind: str, tmp_path: Path, mixtral:
 def test_progress_grows_to_the_whole(tmp_path: Path, llama: Path) -> None:
     for kind, shards in (("BF16", ""), ("Q4_K_M", ""), ("Q4_K_M", "500KB")):
         seen: list[tuple[int, int]] = []
-        export(llama, tmp_path / "m.gguf", type=kind, max_shard_size=shards, progress=lambda *at: seen.append(at))
+
+        def note(done: int, total: int, seen: list[tuple[int, int]] = seen) -> None:
+            seen.append((done, total))
+
+        export(llama, tmp_path / "m.gguf", type=kind, max_shard_size=shards, progress=note)
         done = [count for count, _ in seen]
         assert done == sorted(done)
         assert seen[-1][0] == seen[-1][1] > 0
@@ -197,6 +205,12 @@ def test_shards_are_native_to_llama_cpp_and_hold_the_same(kind: str, tmp_path: P
     assert made.notes == ()
     with opened(made.path) as shards, opened(whole.path) as single:
         assert np.array_equal(shards.logits(IDS), single.logits(IDS))
+
+
+def test_no_shard_is_larger_than_asked_for(tmp_path: Path, llama: Path) -> None:
+    for limit in range(588_000, 612_000, 4_000):  # the tensors of the first shard take 587,776 bytes
+        made = export(llama, tmp_path / "m.gguf", type="BF16", max_shard_size=str(limit))
+        assert max(record.size for record in made.files.values()) <= limit
 
 
 def test_a_model_that_fits_stays_one_file(tmp_path: Path, llama: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -313,6 +327,15 @@ def test_types_below_3_bits_with_an_imatrix_for_experts(tmp_path: Path, mixtral:
     assert made.weights_by_type["IQ2_XS"] > made.parameters / 3
 
 
+def test_an_imatrix_holds_means(tmp_path: Path) -> None:
+    sums = {"a.weight": np.array([[8.0, 4.0]]), "b.weight": np.array([[2.0, 6.0], [4.0, 12.0]])}
+    means = read_imatrix(imatrix_gguf(tmp_path / "i.gguf", sums, 4, unused_expert=True))
+    assert means["a.weight"].tolist() == [2.0, 1.0]
+    assert means["b.weight"].tolist() == [1.0, 1.0, 1.0, 3.0]
+    binary = imatrix_binary(tmp_path / "i.dat", {"a.weight": np.array([8.0, 4.0])}, 4)
+    assert read_imatrix(binary)["a.weight"].tolist() == [2.0, 1.0]
+
+
 def test_imatrix_files_that_do_not_fit(tmp_path: Path, llama: Path) -> None:
     def refused(file: Path, message: str) -> None:
         with pytest.raises(UserError, match=message):
@@ -381,8 +404,17 @@ def test_numbers_too_large_for_f16(tmp_path: Path, llama: Path) -> None:
         weights["model.embed_tokens.weight"][0, 0] = 70000.0
 
     folder = changed_weights(copied(llama, tmp_path / "m"), enlarge)
-    failing(folder, tmp_path / "m.gguf", SysscanError, "above 65504, which F16 cannot hold; export as BF16", type="F16")
+    failing(folder, tmp_path / "m.gguf", SysscanError, "that F16 cannot hold; export as BF16 or F32", type="F16")
     export(folder, tmp_path / "m.gguf", type="BF16")
+
+
+def test_rounding_to_bfloat16_is_ggufs() -> None:
+    generator = np.random.default_rng(0)
+    numbers = generator.integers(0, 1 << 32, 1 << 16, dtype=np.uint32).view(np.float32)
+    ties = (np.arange(1 << 12, dtype=np.uint32) * 0x8000).view(np.float32)
+    numbers = np.concatenate([numbers[np.isfinite(numbers)], ties])
+    expected = gguf.quants.quantize(numbers.reshape(1, -1), gguf.GGMLQuantizationType.BF16).view(np.uint16).reshape(-1)
+    assert np.array_equal(_to_bfloat16(numbers), expected)
 
 
 def test_tensors_that_do_not_belong_to_the_config(tmp_path: Path, llama: Path) -> None:
@@ -490,7 +522,8 @@ def test_a_name_that_cannot_be_the_model(tmp_path: Path, llama: Path) -> None:
 
 def test_a_disk_that_is_too_small_is_refused_before_the_first_byte(tmp_path: Path, llama: Path) -> None:
     """The weights are a file with a hole as large as what is free; only its header is ever read."""
-    rows = 3 * shutil.disk_usage(tmp_path).free // 256 // 2
+    free = shutil.disk_usage(tmp_path).free
+    rows = int(0.8 * free / 2 / 256 / 6)  # 2 bytes a weight, six matrices: 16 bits alone would fit
     header, offset = {}, 0
     for name, array in load_file(llama / "model.safetensors").items():
         shape = list(array.shape)
@@ -503,7 +536,21 @@ def test_a_disk_that_is_too_small_is_refused_before_the_first_byte(tmp_path: Pat
     folder = copied(llama, tmp_path / "m", intermediate_size=rows)
     (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text)
     os.truncate(folder / "model.safetensors", 8 + len(text) + offset)
-    failing(folder, tmp_path / "m.gguf", SysscanError, r"needs up to \d+\.\d GB in .* GB are free")
+    assert plan(folder, GGUF(type="BF16"), About()).disk_bytes < free
+    code = """
+import resource, sys
+from pathlib import Path
+from sysscan_models.errors import SysscanError
+from sysscan_plugins.gguf_export.conversion import export
+resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))  # if it were not refused, it would try to read the hole
+try:
+    export(Path(sys.argv[1]), Path(sys.argv[2]))
+except SysscanError as error:
+    print(error)
+"""
+    printed, errors = in_a_child(code, folder, tmp_path / "m.gguf").communicate(timeout=120)
+    assert re.search(r"needs up to \d+\.\d GB in .* GB are free; free some", printed), printed + errors
+    assert names(tmp_path) == ["m"]
 
 
 def in_a_child(code: str, *arguments: object) -> subprocess.Popen[str]:
@@ -592,7 +639,7 @@ def test_a_damaged_file_is_found_when_it_is_read_back(tmp_path: Path, llama: Pat
     planned = plan(llama, GGUF(type="BF16"), About())
     file, expected = tmp_path / "m.gguf", gguf_file.metadata(planned.describe)
     assert len(gguf_file.read_back([file], expected, planned.tensors)) == len(planned.tensors)
-    with pytest.raises(IntegrityError, match="metadata 'llama.block_count' reads back as '2', not '3'"):
+    with pytest.raises(IntegrityError, match=r"metadata 'llama\.block_count' reads back as '2', not '3'"):
         gguf_file.read_back([file], {**expected, "llama.block_count": 3}, planned.tensors)
     with pytest.raises(IntegrityError, match=r"with 21 tensors, 20 were planned; first difference: output\.weight"):
         gguf_file.read_back([file], expected, planned.tensors[:-1])
@@ -647,10 +694,11 @@ llamacpp.quantize(Path(sys.argv[1]), Path(sys.argv[2]), 15, threads=1, watch=lam
     assert len(children) == 1
     parent.kill()
     parent.communicate()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while Path(f"/proc/{children[0]}").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not Path(f"/proc/{children[0]}").exists()
+    assert (tmp_path / "q.gguf").read_bytes()[:4] != b"GGUF"  # which llama.cpp writes last
 
 
 # The plugin
@@ -658,7 +706,8 @@ llamacpp.quantize(Path(sys.argv[1]), Path(sys.argv[2]), 15, threads=1, watch=lam
 
 def test_the_plugin_is_registered_and_cheap_to_import() -> None:
     assert plugin_manager(gguf_export, entry_points=False).get("quantizers", "gguf") is GGUF
-    code = "import sys, sysscan_plugins.gguf_export; print([m for m in ('torch', 'gguf', 'numpy', 'llama_cpp') if m in sys.modules])"
+    heavy = ("torch", "transformers", "gguf", "numpy", "llama_cpp")
+    code = f"import sys, sysscan_plugins.gguf_export; print([name for name in {heavy} if name in sys.modules])"
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert child.stdout == "[]\n"
 
@@ -697,7 +746,7 @@ def test_what_the_key_depends_on(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"1")
     (tmp_path / "b").write_bytes(b"1")
     assert GGUF(imatrix=tmp_path / "a").keyed() == GGUF(imatrix=tmp_path / "b").keyed()
-    with pytest.raises(UserError, match="imatrix '.*c' does not exist"):
+    with pytest.raises(UserError, match=r"imatrix '.*c' does not exist"):
         GGUF(imatrix=tmp_path / "c").keyed()
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from gguf_cases import hf_greedy, hf_logits, opened, tiny_model
 from safetensors.torch import load_file, save_file
+
 from sysscan_plugins.gguf_export.conversion import export
 
 IDS = [3, 77, 200, 14, 5, 9, 300, 41, 42, 43, 44, 45, 46, 100, 101, 102, 7, 7, 7, 250] * 3

@@ -23,10 +23,11 @@ from gguf_cases import (
 )
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, pre_tokenizers
+
 from sysscan_models.errors import IntegrityError, UserError
 from sysscan_plugins.gguf_export.parity import PROBES, check_parity, write_vocabulary
 from sysscan_plugins.gguf_export.vocabulary import SPACE_PREFIX_KEY, Vocabulary
-from tokenizers import AddedToken, Tokenizer, pre_tokenizers
 
 LOOK_ALIKES = (
     "<|begin|>",
@@ -59,7 +60,7 @@ PIECES = st.sampled_from(
 )
 ANY_TEXT = st.text(st.characters(exclude_categories=("Cs", "Cn")))  # Cn: each side has its own Unicode version
 MIXED_TEXT = st.lists(st.one_of(PIECES, ANY_TEXT), max_size=8).map("".join)
-ON_FIXTURES = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+ON_FIXTURES = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 class Pair:
