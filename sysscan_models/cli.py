@@ -34,7 +34,7 @@ class _Group(click.Group):
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="sysscan-models")
 def cli() -> None:
-    r"""Fine-tune, quantize, package and check the models of Sys-Scan-Graph.
+    """Fine-tune, quantize, package and check the models of Sys-Scan-Graph.
 
     \b
     sysscan-models init --recipe demo    write a configuration
@@ -124,7 +124,7 @@ def plan(as_json: bool, **options: Any) -> None:
 @configured
 @click.option("--online", is_flag=True, help="Ask the hub whether the token and the models are accessible.")
 def doctor(online: bool, **options: Any) -> None:
-    """Check this machine: token, models, accelerator, disk, memory, extras."""
+    """Check this machine: token, accelerator, disk, memory, extras."""
     from sysscan_models import doctor as diagnosis
 
     checks = diagnosis.examine(
@@ -141,7 +141,7 @@ def doctor(online: bool, **options: Any) -> None:
 @click.option("--strict", is_flag=True, help="Fail when any record had to be set aside.")
 @configured
 def prepare(archive: Path | None, out: Path | None, strict: bool, **options: Any) -> None:
-    """Turn an archive of documents into train, valid and test splits for each role."""
+    """Turn an archive into train, valid and test splits per role."""
     from sysscan_models import splits
     from sysscan_models.errors import UserError
     from sysscan_models.pipeline import Pipeline
@@ -176,7 +176,7 @@ def fetch(role: str, **options: Any) -> None:
 @click.argument("role")
 @configured
 def train(role: str, **options: Any) -> None:
-    """Fine-tune the base model of ROLE on its splits; goes on where it was interrupted."""
+    """Fine-tune the base model of ROLE; goes on where it stopped."""
     checkpoint = pipeline(**options).train(role)
     click.echo(
         f"{role}: {checkpoint.kind} checkpoint after {checkpoint.steps} steps, validation loss "
@@ -196,7 +196,7 @@ def _figure(value: float | None) -> str:
 @click.option("--trainer", default="lora", show_default=True, help="Trainer whose merge is used for plain folders.")
 @configured
 def merge(role: str | None, base: Path | None, adapter: Path | None, out: Path | None, trainer: str, **options: Any) -> None:
-    """Merge adapters into their base: those of ROLE, or plain folders with --base, --adapter and --out."""
+    """Merge adapters into their base: of ROLE, or plain folders."""
     from sysscan_models.artifacts import BaseCheckpoint, Checkpoint
     from sysscan_models.errors import UserError
     from sysscan_models.plugins import plugin_manager
@@ -230,7 +230,7 @@ def quantize(role: str, **options: Any) -> None:
 @click.option("--imatrix", type=EXISTING, help="Importance matrix file of llama.cpp.")
 @click.option("--quantizer", default="gguf", show_default=True, help="Quantizer plugin to use.")
 def export(hf_dir: Path, out: Path, quantization: str, max_shard_size: str, imatrix: Path | None, quantizer: str) -> None:
-    """Export a Hugging Face folder to a GGUF file; needs no configuration."""
+    """Export a Hugging Face folder to a GGUF file."""
     from pydantic import ValidationError
 
     from sysscan_models.artifacts import MergedCheckpoint
@@ -281,7 +281,7 @@ def package(
 @configured
 @click.option("--force", is_flag=True, help="Run although the plan says that it cannot fit.")
 def run(force: bool, **options: Any) -> None:
-    """Do everything that is missing, from the archive to a verified package."""
+    """Do all that is missing, from archive to verified package."""
     from sysscan_models import packaging, planning, samples
     from sysscan_models.progress import say
 
@@ -324,7 +324,7 @@ def verify(folder: Path) -> None:
 @click.option("--constrained", is_flag=True, help="Constrain the answer to the role's JSON schema.")
 @click.option("--backend", default="llama_cpp", show_default=True, help="Backend that serves the model.")
 def ask(role: str, question: str | None, **options: Any) -> None:
-    """Ask ROLE of a package a QUESTION, or about findings of a scan report (the sample report by default)."""
+    """Ask ROLE a QUESTION, or about findings of a scan report."""
     from sysscan_models import samples
 
     for answer in samples.ask(role, question, **options):
@@ -334,7 +334,7 @@ def ask(role: str, question: str | None, **options: Any) -> None:
 @cli.command()
 @click.option("--traceback", "with_traceback", is_flag=True, help="Show the tracebacks of broken plugins.")
 def plugins(with_traceback: bool) -> None:
-    """List what is installed: roles, readers, routers, sources, trainers, quantizers, evaluators, backends."""
+    """List roles, trainers and all other plugins, broken ones too."""
     from sysscan_models import plugins as plugin
 
     click.echo(plugin.as_text(plugin.plugin_manager(), with_traceback=with_traceback))
@@ -342,7 +342,7 @@ def plugins(with_traceback: bool) -> None:
 
 @cli.group("config")
 def configuration() -> None:
-    """Show the resolved configuration, its JSON schema, or the recipes."""
+    """Show the resolved configuration, its schema, the recipes."""
 
 
 @configuration.command("show")
