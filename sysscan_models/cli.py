@@ -47,21 +47,49 @@ def main() -> None:
     """Run the command line; a user's mistake ends with one message and exit code 2, failed work with 1, Ctrl-C with 130."""
     from sysscan_models.errors import SysscanError
 
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # stop as cleanly as on Ctrl-C
+    # stop as cleanly as on Ctrl-C; not SIGINT's own handler, which is `ignore` in the background of a script
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         cli.main(standalone_mode=False)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
     except SysscanError as error:
-        click.echo(f"{click.style('error:', fg='red', bold=True)} {error}", err=True)
+        _say_error(str(error))
         sys.exit(error.exit_code)
     except BrokenPipeError:
         sys.stderr.close()  # the reader of a pipe went away; say nothing more
         sys.exit(141)
+    except OSError as error:
+        _say_error(_system_refusal(error))
+        sys.exit(SysscanError.exit_code)
     except (KeyboardInterrupt, click.exceptions.Abort):
         click.echo("stopped; what was finished is kept, and `sysscan-models run` goes on from there", err=True)
         sys.exit(130)
+
+
+def _say_error(message: str) -> None:
+    """Print an error's message, which may quote documents, archives and the configuration."""
+    from sysscan_models.prompts import redact
+    from sysscan_models.terminal import printable
+
+    click.echo(f"{click.style('error:', fg='red', bold=True)} {printable(redact(message))}", err=True)
+
+
+def _system_refusal(error: OSError) -> str:
+    """Return in words what the operating system refused; disks fill up and permissions lack wherever files are touched."""
+    import errno
+
+    place = f"{error.filename}: " if error.filename else ""
+    advice = {
+        errno.ENOSPC: "Free some space, or set models_dir to a larger file system",
+        errno.EDQUOT: "Free some of your quota, or set models_dir elsewhere",
+        errno.EACCES: "Give yourself the permission, or choose another place",
+        errno.EPERM: "Give yourself the permission, or choose another place",
+        errno.EROFS: "Choose a place that can be written to",
+    }.get(error.errno or 0, "Look at what is there")
+    reason = error.strerror or f"{type(error).__name__}: {error}"
+    return f"{place}{reason}. {advice}; what was finished is kept, and the same command goes on from there"
 
 
 def configured(function: F) -> F:
@@ -80,7 +108,10 @@ def configured(function: F) -> F:
 def load(config: Path | None, recipe: str, overrides: tuple[str, ...], offline: bool) -> RunConfig:
     """Return the resolved configuration that the options of `configured` ask for."""
     from sysscan_models.config import load_config
+    from sysscan_models.errors import UserError
 
+    if config and recipe:
+        raise UserError(f"--config {config} and --recipe {recipe} are both given; choose one of the two")
     return load_config(config, recipe=recipe, overrides=(*overrides, *(["offline=true"] if offline else [])))
 
 
@@ -201,6 +232,8 @@ def merge(role: str | None, base: Path | None, adapter: Path | None, out: Path |
     from sysscan_models.errors import UserError
     from sysscan_models.plugins import plugin_manager
 
+    if role and (base or adapter or out):
+        raise UserError("merge takes a ROLE of the configuration, or --base DIR --adapter DIR --out DIR, not both")
     if role:
         click.echo(f"{role}: complete model in {pipeline(**options).merge(role).root}")
         return
@@ -234,16 +267,19 @@ def export(hf_dir: Path, out: Path, quantization: str, max_shard_size: str, imat
     from pydantic import ValidationError
 
     from sysscan_models.artifacts import MergedCheckpoint
+    from sysscan_models.config import in_words
     from sysscan_models.errors import UserError
     from sysscan_models.plugins import plugin_manager
 
+    if out.suffix != ".gguf":
+        raise UserError(f"{out} cannot be the GGUF model; expected the name of a file that ends in .gguf")
     asked = {"type": quantization, "max_shard_size": max_shard_size, "imatrix": str(imatrix) if imatrix else ""}
+    chosen = plugin_manager().get("quantizers", quantizer)
     try:
-        backend = (
-            plugin_manager().get("quantizers", quantizer).model_validate({key: value for key, value in asked.items() if value})
-        )
+        backend = chosen.model_validate({key: value for key, value in asked.items() if value})
     except ValidationError as error:
-        raise UserError("; ".join(str(fault["msg"]).removeprefix("Value error, ") for fault in error.errors())) from error
+        faults = (f"{'.'.join(map(str, fault['loc']))}: {in_words(fault, chosen)}" for fault in error.errors())
+        raise UserError(f"quantizer {quantizer!r}: {'; '.join(faults)}") from error
     click.echo(_model_line(backend.quantize(MergedCheckpoint().at(hf_dir), out).save(out)))
 
 
@@ -267,8 +303,14 @@ def package(
     from sysscan_models.errors import UserError
 
     given = {"specialist": specialist, "generalist": generalist}
-    given.update({role: Path(file) for role, _, file in (model.partition("=") for model in models)})
     files = {role: file for role, file in given.items() if file}
+    for model in models:
+        role, _, file = model.partition("=")
+        if not (role and file):
+            raise UserError(f"--model {model!r}: expected ROLE=FILE, such as specialist=specialist_model_q4km.gguf")
+        if role in files:
+            raise UserError(f"two models are given for {role}: {files[role]} and {file}; a package holds one of each role")
+        files[role] = Path(file)
     if files and not out:
         raise UserError("package with given models needs --out DIR")
     if out and not files:
@@ -320,7 +362,7 @@ def verify(folder: Path) -> None:
 )
 @click.option("--finding", "finding_id", help="Id of the finding to ask about; default: the most severe ones.")
 @click.option("--count", default=1, show_default=True, help="How many findings to ask about.")
-@click.option("--max-tokens", type=int, help="Longest answer.")
+@click.option("--max-tokens", type=click.IntRange(min=1), help="Longest answer.")
 @click.option("--constrained", is_flag=True, help="Constrain the answer to the role's JSON schema.")
 @click.option("--backend", default="llama_cpp", show_default=True, help="Backend that serves the model.")
 def ask(role: str, question: str | None, **options: Any) -> None:

@@ -11,9 +11,9 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from sysscan_models.errors import ConfigError, UserError, unknown_name
 from sysscan_models.interfaces import Evaluator, Options, Quantizer, Reader, Router, Trainer
@@ -29,6 +29,20 @@ FILE_NAME = "sysscan-models.toml"
 """Where every command looks for its configuration, in the current folder."""
 
 
+def _usable_path(text: str) -> str:
+    if not text.strip() or "\0" in text:
+        raise ValueError(f"expected a path; got {text!r}")
+    try:
+        Path(text).expanduser()
+    except RuntimeError:
+        raise ValueError(f"{text!r} names the home of a user whom this machine does not know; give the whole path") from None
+    return text
+
+
+PathText = Annotated[str, AfterValidator(_usable_path)]
+"""A path as it is written in the configuration; it need not exist."""
+
+
 class _Table(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -36,7 +50,7 @@ class _Table(BaseModel):
 class DataOptions(_Table):
     """What is read and how it is divided."""
 
-    archive: str = "massive_datasets.tar.gz"
+    archive: PathText = "massive_datasets.tar.gz"
     """Tar archive (also .gz, .bz2, .xz), folder, .json or .jsonl file; `sample` is the corpus that comes with the package."""
     readers: tuple[str, ...] = ("json", "jsonl")
     """Names of the readers that are asked, in this order, whether they read a member."""
@@ -128,7 +142,7 @@ class RunConfig(_Table):
 
 
 class _RoleTables(_Table):
-    base: str = Field(min_length=1)
+    base: PathText
     """Base model: a folder, `embedded:NAME`, or a hub id, which asks the network."""
     revision: str = ""
     """Branch, tag or commit of a hub model."""
@@ -141,7 +155,7 @@ class _RoleTables(_Table):
 
 
 class _Tables(_Table):
-    models_dir: str = "models"
+    models_dir: PathText = "models"
     """Folder of all results."""
     seed: int = Field(17, ge=0, lt=2**31)
     """Seed of everything that is drawn by chance."""
@@ -187,7 +201,7 @@ def load_config(
         path = Path(path or FILE_NAME)
         source, folder = str(path), path.resolve().parent
         try:
-            text = path.read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8-sig")  # some editors begin a file with a byte order mark
         except OSError as error:
             raise UserError(
                 f"no configuration at {path} ({error.strerror}). `sysscan-models init` writes one; "
@@ -259,10 +273,14 @@ class _Resolver:
         """Drop what is wrong and go on, so that the faults of the backends are told in the same message."""
         for fault in error.errors():
             *parents, last = fault["loc"]
+            if fault["type"] == "missing" and last != "base":
+                *parents, last = parents or [last]  # without its trainer there is no role
             table: Any = raw
             for parent in parents:
                 table = _item(table, parent)
-            if isinstance(table, dict):
+            if isinstance(table, dict) and parents[:1] == ["roles"] and last == "base":
+                table[last] = "wrong or missing"  # nothing is fetched, and the role's other faults are told
+            elif isinstance(table, dict):
                 table.pop(last, None)
         try:
             return _Tables.model_validate(raw)
@@ -339,14 +357,17 @@ class _Resolver:
     def _tell(self, error: ValidationError, where: tuple[str, ...], model: type[BaseModel]) -> None:
         for fault in error.errors():
             place = (*where, *(str(part) for part in fault["loc"]))
-            self.fault(place, _in_words(fault, model))
+            self.fault(place, in_words(fault, model))
 
 
-def _in_words(fault: Mapping[str, Any], model: type[BaseModel]) -> str:
+def in_words(fault: Mapping[str, Any], model: type[BaseModel]) -> str:
+    """Return what is wrong, of one of pydantic's faults (an item of `ValidationError.errors()`), for a user of TOML."""
     if fault["type"] == "extra_forbidden":
         return unknown_name("key", str(fault["loc"][-1]), _fields_at(model, fault["loc"][:-1]))
     if fault["type"] == "missing":
         return "it is missing and has no default"
+    if fault["type"] in ("dict_type", "model_type"):
+        return f"expected a table; got {fault['input']!r}"
     message = str(fault["msg"]).removeprefix("Value error, ")
     return message if fault["type"] == "value_error" else f"{message}; got {fault['input']!r}"
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, Literal, Protocol
 
 import orjson
@@ -240,9 +241,13 @@ class ChatEncoder:
 
     def example(self, record: Mapping[str, Any], max_seq_length: int) -> EncodedExample:
         """Encode one line of a split (`messages`, or `text` when its kind is `text`) into what fits `max_seq_length`."""
-        if record.get("kind") == "text" or not record.get("messages"):
-            return EncodedExample(tuple(self.text(str(record.get("text", "")), max_seq_length)), "whole")
-        messages = record["messages"]
+        messages, text = record.get("messages"), record.get("text")
+        if record.get("kind") == "text" or not messages:
+            if not isinstance(text, str) or not text.strip():
+                return EncodedExample((), "refused", "it has neither messages nor text")
+            return EncodedExample(tuple(self.text(text, max_seq_length)), "whole")
+        if not _are_turns(messages):
+            return EncodedExample((), "refused", "its messages are no list of objects with a role and a content, both text")
         try:
             encoded = self.conversation(messages)
             if len(encoded.ids) <= max_seq_length:
@@ -323,11 +328,17 @@ class ChatEncoder:
         ids, offsets = self.tokenizer.encode_text(text, follows)
         if self._control_ids.isdisjoint(ids):
             return list(ids), list(offsets)
-        start, end = next(span for token, span in zip(ids, offsets, strict=True) if token in self._control_ids)
-        if end - start < 2:
-            raise SysscanError(f"the tokenizer turns the text {text[start:end]!r} into a control token")
-        left, right = self._text_tokens(text[: start + 1], follows), self._text_tokens(text[start + 1 :], "text")
-        return left[0] + right[0], left[1] + [(a + start + 1, b + start + 1) for a, b in right[1]]
+        cuts = [0]
+        for start, end in (span for token, span in zip(ids, offsets, strict=True) if token in self._control_ids):
+            if end - start < 2:
+                raise SysscanError(f"the tokenizer turns the text {text[start:end]!r} into a control token")
+            cuts.append(start + 1)
+        divided: Tokens = ([], [])
+        for start, end in pairwise([*cuts, len(text)]):
+            tokens, spans = self._text_tokens(text[start:end], "text" if start else follows)
+            divided[0].extend(tokens)
+            divided[1].extend((a + start, b + start) for a, b in spans)
+        return divided
 
     def _turns(self, messages: Sequence[Mapping[str, str]]) -> list[tuple[str, str]]:
         """Return (role, content) with contents stripped, look-alikes of plain markers defused, the system prompt placed."""
@@ -436,6 +447,13 @@ def _literal(rendered: str, start: int, end: int, opens: Mapping[int, int]) -> l
             parts.append(("open", ""))
         start = cut
     return parts
+
+
+def _are_turns(messages: Any) -> bool:
+    return isinstance(messages, list) and all(
+        isinstance(turn, Mapping) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)
+        for turn in messages
+    )
 
 
 def _encoded(ids: Sequence[int], supervised: Sequence[bool]) -> Encoded:

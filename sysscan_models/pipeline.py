@@ -8,6 +8,7 @@ A stage is done when its record exists, has the key that the configuration now a
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -59,8 +60,8 @@ class Layout:
 
     def base(self, reference: str, revision: str) -> Path:
         """Return the folder where a base model that is not a local folder is brought to."""
-        name = "".join(char if char.isalnum() or char in "-._" else "-" for char in f"{reference}@{revision}".rstrip("@"))
-        return self.bases / name.lower()
+        name = f"{reference}@{revision}".rstrip("@").replace("/", "--")  # as the hub's own cache, so that no two names meet
+        return self.bases / re.sub(r"[^\w.@-]", "-", name)
 
 
 class Pipeline:
@@ -70,6 +71,8 @@ class Pipeline:
         self.config = config
         self.registry = registry or plugin_manager()
         self.layout = Layout(config.models_dir)
+        if config.models_dir.exists() and not config.models_dir.is_dir():
+            raise UserError(f"models_dir {config.models_dir} is a file; expected a folder, or a place for a new one")
 
     def run(self) -> ModelPackage:
         """Do whatever is missing, from the archive to the package."""
@@ -83,10 +86,13 @@ class Pipeline:
 
     def check(self) -> None:
         """Fetch every base model and ask trainers and quantizers whether they can use it, before anything costs time."""
-        for name, part in self.config.roles.items():
-            base = self.fetch(name)
-            part.trainer.check(base, part.role)
-            part.quantizer.check(base)
+        for name in self.config.roles:
+            self._check_base(name, self.fetch(name))
+
+    def _check_base(self, name: str, base: BaseCheckpoint) -> None:
+        part = self.config.role(name)
+        part.trainer.check(base, part.role)
+        part.quantizer.check(base)
 
     def prepare(self) -> dict[str, Splits]:
         """Turn the archive into splits, in one pass for all roles."""
@@ -120,14 +126,10 @@ class Pipeline:
         part = self.config.role(name)
         scheme, ref = choose_source(part.base, self.config.folder)
         out_dir = Path(ref) if scheme == "path" else self.layout.base(part.base, part.revision)
-        if scheme != "path" and record_path(out_dir).exists():
-            base = BaseCheckpoint.load(out_dir)
-            base.check_files(contents=False)
+        if scheme != "path" and (base := _intact(BaseCheckpoint, out_dir)):
             return base
         source: Source = self.registry.get("sources", scheme)()
         fetched = source.fetch(ref, out_dir, revision=part.revision, offline=self.config.offline)
-        if part.licence:
-            fetched = fetched.model_copy(update={"licence": part.licence}).at(out_dir)
         return fetched if scheme == "path" else fetched.save(out_dir)
 
     def train(self, name: str, splits: Splits | None = None) -> Checkpoint:
@@ -137,9 +139,12 @@ class Pipeline:
         out_dir = self.layout.checkpoint(part.role, part.trainer.checkpoint_kind)
         job = TrainJob(part.role, base, splits, out_dir, seed=self.config.seed, device=self.config.device)
         inputs = {"base": base.digest, "splits": splits.digest}
-        return self._stage(
-            Checkpoint, f"train {name}", out_dir, inputs, part.trainer.keyed(), name, lambda: part.trainer.train(job)
-        )
+
+        def work() -> Checkpoint:
+            self._check_base(name, base)  # `train` alone refuses what could never be exported, as `run` does
+            return part.trainer.train(job)
+
+        return self._stage(Checkpoint, f"train {name}", out_dir, inputs, part.trainer.keyed(), name, work)
 
     def merge(self, name: str) -> MergedCheckpoint:
         """Return a role's complete model, adapters merged into the base."""
@@ -197,6 +202,7 @@ class Pipeline:
             roles={name: part.role for name, part in self.config.roles.items()},
             title=self.config.package.title,
             bases={name: self.fetch(name) for name in names},
+            licences={name: part.licence for name, part in self.config.roles.items()},
             checkpoints={name: self.checkpoint(name) for name in names},
             merged={name: self.merged(name) for name in names},
             splits={name: Splits.load(self.layout.data / name) for name in names},
@@ -231,6 +237,13 @@ def current(
     kind: type[A], path: Path, inputs: Mapping[str, str], options: Mapping[str, Any], *, role: str, seed: int
 ) -> A | None:
     """Return the artifact at a path if it is what these inputs and options would make, else None."""
+    artifact = _intact(kind, path)
+    asked = stage_key(kind, role=role, inputs=inputs, options=options, seed=seed)
+    return artifact if artifact and artifact.key == asked else None
+
+
+def _intact(kind: type[A], path: Path) -> A | None:
+    """Return the artifact at a path if its record can be read and its files have their sizes, else None."""
     if not record_path(path).exists():
         return None
     try:
@@ -239,7 +252,7 @@ def current(
     except (IntegrityError, UserError) as error:
         say(f"{path}: {error}; it is made again")
         return None
-    return artifact if artifact.key == stage_key(kind, role=role, inputs=inputs, options=options, seed=seed) else None
+    return artifact
 
 
 def seal(

@@ -1,9 +1,10 @@
 """From documents to splits: redacted, routed, without exact duplicates, divided for good into train, valid and test.
 
 One pass over the archive writes finished lines to a spool of buckets by content hash; the buckets, read one after the other in
-hash order, become the files. So memory is bounded by a bucket, equal documents meet in one bucket, and neither the order of the
-members nor their names change a byte. A document's split follows from the seed and its family (or content) alone: families are
-never divided, and documents added later move none that were there. Near duplicates are not looked for here.
+hash order, become the files. So memory is bounded by a bucket, equal documents meet in one bucket, and the order of the members
+changes no byte (a line names the member that it came from). A document's split follows from the seed and its family (or
+content) alone: families are never divided, and documents added later move none that were there. Near duplicates are not looked
+for here.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from sysscan_models.progress import Progress
 from sysscan_models.prompts import Example, example, redact
 from sysscan_models.roles import GENERALIST, SPECIALIST, ModelRole
 from sysscan_models.routing import LexiconRouter
+from sysscan_models.terminal import printable
 
 if TYPE_CHECKING:
     from sysscan_models.config import DataOptions, RunConfig
@@ -49,6 +51,9 @@ BUCKETS = 128
 """Files of the spool: one of them at a time is held in memory."""
 DISTINCT_REASONS = 20_000
 """Routing reasons that are counted one by one, so that endless ones cannot fill the memory."""
+DISTINCT_ROLES = 50
+"""Names of roles that are counted one by one, those of the configuration included; the data may bring any others."""
+MORE_ROLES = "other names"
 WORK = ".prepare"
 
 
@@ -115,7 +120,7 @@ def prepare_plain(archive: Path, out_dir: Path, *, config: RunConfig | None = No
         roles=[SPECIALIST, GENERALIST],
         router=LexiconRouter(),
         readers=readers,
-        options=DataOptions(archive=str(archive)),
+        options=DataOptions(),
         seed=17,
     )
 
@@ -147,6 +152,8 @@ def archive_digest(archive: Path) -> str:
         raise DataError(f"{archive} does not exist; expected the dataset's archive, folder, .json or .jsonl file")
     try:
         if not archive.is_dir():
+            if not archive.is_file():
+                raise DataError(f"{archive} is a device, fifo or socket; expected the dataset as a file or a folder")
             return _file_digest(archive, _identity(archive.stat()))
         whole = hashlib.sha256()
         for name, path, status in sorted(files_of(archive), key=lambda found: found[0]):
@@ -179,8 +186,9 @@ def _contracts_digest(roles: Sequence[ModelRole]) -> str:
 
 @dataclass
 class _Tally:
-    """What was read and where it went, counted while reading."""
+    """What was read and where it went, counted while reading. `known` are the names of the configured roles."""
 
+    known: frozenset[str] = frozenset()
     documents: int = 0
     redacted: int = 0
     review: int = 0
@@ -190,10 +198,14 @@ class _Tally:
     reasons: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     def count_route(self, decision: Decision) -> None:
-        self.routed[decision.role] += 1
+        """Count a decision; the data may name a role of its own in every document, and only so many are told apart."""
+        name = decision.role
+        if name not in self.known and name not in self.routed and len(self.routed) >= DISTINCT_ROLES:
+            name = MORE_ROLES
+        self.routed[name] += 1
         for reason in decision.reasons:
-            if (decision.role, reason) in self.reasons or len(self.reasons) < DISTINCT_REASONS:
-                self.reasons[decision.role, reason] += 1
+            if (name, reason) in self.reasons or len(self.reasons) < DISTINCT_REASONS:
+                self.reasons[name, reason] += 1
 
     def count_set_aside(self, entry: SetAside) -> dict[str, str]:
         named = {"source": redact(entry.source), "reason": entry.reason, "detail": redact(entry.detail)}
@@ -219,7 +231,8 @@ def _fill_spool(
     seed: int,
 ) -> _Tally:
     """Read the archive once; every line goes to the bucket of its content hash, finished but for the duplicates."""
-    tally, by_name = _Tally(), {role.name: role for role in roles}
+    by_name = {role.name: role for role in roles}
+    tally = _Tally(known=frozenset(by_name))
     (work / "spool").mkdir()
     with ExitStack() as stack, Progress("prepare", unit="documents") as bar:
         buckets = [stack.enter_context(_bucket(work, number).open("wb")) for number in range(BUCKETS)]
@@ -537,4 +550,4 @@ def report_text(root: Path) -> str:
         lines.append(f"{name:<{width}}" + "".join(f"{role[split]:>10,}" for split in SPLITS) + f"  {kinds}")
     lines += ["", *report["notes"]] if report["notes"] else []
     listed = [name for name, count in ((SET_ASIDE, report["set_aside"]), (REVIEW, report["review"])) if count]
-    return "\n".join([*lines, "", f"details: {', '.join(str(Path(root) / name) for name in (REPORT, *listed))}"])
+    return printable("\n".join([*lines, "", f"details: {', '.join(str(Path(root) / name) for name in (REPORT, *listed))}"]))

@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,7 +75,7 @@ class LlamaCppSession(Session):
             )
             self.encoder = ChatEncoder(self._vocabulary, chosen)
             self._ends = frozenset(self.encoder.end_tokens())
-            self._grammar = lru_cache(maxsize=32)(self._compiled)
+            self._grammar = lru_cache(maxsize=32)(partial(_compiled, self._vocabulary))
         except BaseException:
             self._finalizer()
             raise
@@ -169,13 +169,6 @@ class LlamaCppSession(Session):
         bare = self.encoder.prompt([*messages[:-1], {**messages[-1], "content": ""}])
         pairs = zip(ids[:-1], bare, strict=False)
         return next((place for place, (left, right) in enumerate(pairs) if left != right), min(len(ids) - 1, len(bare)))
-
-    def _compiled(self, schema: str) -> str:
-        """Return a JSON schema as a grammar that llama.cpp accepts; raise UserError when there is none."""
-        grammar = grammar_of(orjson.loads(schema))
-        with ExitStack() as resources:
-            _grammar_sampler(self._vocabulary, grammar, resources)
-        return grammar
 
     def _answers(self, plans: Sequence[_Plan]) -> Iterator[GenerationEvent]:
         with self._alone():
@@ -443,6 +436,14 @@ class _Sampler:
         array = llama_cpp.llama_token_data_array(single, 1, -1, False)
         llama_cpp.llama_sampler_apply(self._grammar, ctypes.byref(array))
         return bool(np.isfinite(single[0].logit))
+
+
+def _compiled(vocabulary: Vocabulary, schema: str) -> str:
+    """Return a JSON schema as a grammar that llama.cpp accepts; raise UserError when there is none."""
+    grammar = grammar_of(orjson.loads(schema))
+    with ExitStack() as resources:
+        _grammar_sampler(vocabulary, grammar, resources)
+    return grammar
 
 
 def _grammar_sampler(vocabulary: Vocabulary, grammar: str, resources: ExitStack) -> Any:

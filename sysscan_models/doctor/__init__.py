@@ -15,6 +15,8 @@ from sysscan_models.doctor import hardware, hub, installation
 from sysscan_models.doctor.checks import Check
 from sysscan_models.errors import SysscanError
 from sysscan_models.plugins import Registry, plugin_manager
+from sysscan_models.prompts import redact
+from sysscan_models.terminal import printable
 
 __all__ = ["Check", "as_text", "examine"]
 
@@ -47,7 +49,7 @@ def as_text(checks: Sequence[Check], width: int = 110) -> str:
                 break_on_hyphens=False,
             )
     counts = (f"{sum(check.verdict == verdict for check in checks)} {verdict}" for verdict in ("ok", "warn", "fail"))
-    return "\n".join([*rows, ", ".join(counts)])
+    return printable(redact("\n".join([*rows, ", ".join(counts)])))
 
 
 def _plugins() -> tuple[Registry | None, list[Check]]:

@@ -65,11 +65,13 @@ def package(
     splits: Mapping[str, Splits],
     evaluations: Mapping[str, Evaluation],
     merged: Mapping[str, MergedCheckpoint] | None = None,
+    licences: Mapping[str, str] | None = None,
 ) -> ModelPackage:
     """Package the models of a run with everything that the records of its stages say; a package that is current stays as it is.
 
-    `evaluations` are by ROLE/EVALUATOR. Raises UserError when a model was made from something else than the given records, or
-    when `out_dir` holds anything but a former package; IntegrityError when a GGUF file is not what its record says.
+    `evaluations` are by ROLE/EVALUATOR; `licences` of base models, by role, are what the user stated, and go before what their
+    sources state. Raises UserError when a model was made from something else than the given records, or when `out_dir` holds
+    anything but a former package; IntegrityError when a GGUF file is not what its record says.
     """
     sources: Sources = {}
     entries: dict[str, RoleEntry] = {}
@@ -84,6 +86,7 @@ def package(
             merged=(merged or {}).get(name),
             splits=splits.get(name),
             evaluations=evaluated,
+            licence=(licences or {}).get(name, ""),
         )
         if broken := broken_links(entries[name].chain):
             raise UserError(f"{name}: {'; '.join(broken)}. `sysscan-models run` makes again what is out of date")

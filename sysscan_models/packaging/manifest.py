@@ -211,6 +211,7 @@ def entry(
     splits: Splits | None = None,
     evaluations: Mapping[str, Evaluation] | None = None,
     recorded: bool = True,
+    licence: str = "",
 ) -> RoleEntry:
     """Return what the stages' records say about one model; `files` are its GGUF files under their names in the package."""
     stages: list[Artifact] = [stage for stage in (base, splits, checkpoint, merged) if stage is not None]
@@ -232,7 +233,7 @@ def entry(
             files=dict(files),
             quantization=Quantization(**model.model_dump(include=set(Quantization.model_fields))),
             provenance="unknown" if not recorded else "recorded" if base and checkpoint and splits else "partly recorded",
-            base=_base_facts(base) if base else None,
+            base=_base_facts(base, licence) if base else None,
             training=Training(**checkpoint.model_dump(include=set(Training.model_fields))) if checkpoint else None,
             data=_data_facts(splits) if splits else None,
             evaluation=EvaluationState(state="evaluated", results=results) if results else EvaluationState(),
@@ -241,11 +242,11 @@ def entry(
     )
 
 
-def _base_facts(base: BaseCheckpoint) -> BaseModelFacts:
+def _base_facts(base: BaseCheckpoint, licence: str) -> BaseModelFacts:
     return BaseModelFacts(
         reference=Path(base.reference).name if Path(base.reference).is_absolute() else base.reference,
         revision=base.revision,
-        licence=licence_of(base.reference, base.licence).id,
+        licence=licence_of(base.reference, licence or base.licence).id,
         digest=base.digest,
         notes=base.notes,
     )

@@ -143,6 +143,13 @@ def test_write_atomically_leaves_the_old_file_when_writing_fails(tmp_path: Path)
     assert [file.name for file in path.parent.iterdir()] == ["f"]
 
 
+def test_write_atomically_takes_its_part_of_a_full_disk_away(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError, match="folder"):
+        write_atomically(tmp_path / "folder", b"a file cannot take a folder's place")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
 def test_publish_moves_a_finished_folder_into_place(tmp_path: Path) -> None:
     (tmp_path / ".x.tmp").mkdir()
     (tmp_path / ".x.tmp" / "f").write_bytes(b"1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from sysscan_models.cli import cli
+from sysscan_models.cli import _system_refusal, cli
 
 
 def sysscan(*words: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -77,7 +78,17 @@ def test_config_show_schema_and_recipes(tmp_path: Path) -> None:
         (["run", "--recipe", "demo", "--set", "sead=1"], "unknown key 'sead'. Did you mean 'seed'?"),
         (["prepare", "nowhere.tar.gz"], "does not exist"),
         (["merge"], "merge takes a ROLE"),
+        (["merge", "specialist", "--base", "x"], "not both"),
         (["package", "--out", "x"], "--out needs models"),
+        (["package", "--model", "specialist", "--out", "x"], "expected ROLE=FILE"),
+        (["package", "--model", "a=x", "--model", "a=y", "--out", "x"], "two models are given for a: x and y"),
+        (["export", ".", "model.bin"], "ends in .gguf"),
+        (["ask", "specialist", "--max-tokens", "0"], "is not in the range x>=1"),
+        (["run", "--recipe", "demo", "-c", "mine.toml"], "--config mine.toml and --recipe demo are both given"),
+        (["run", "--recipe", "demo", "--set", "models_dir=''"], "models_dir: expected a path; got ''"),
+        (["run", "--recipe", "demo", "--set", "models_dir=~nobody-here/x"], "whom this machine does not know"),
+        (["run", "--recipe", "demo", "--set", 'data.archive="a\\u0000b"'], "data.archive: expected a path"),
+        (["prepare", "/dev/zero"], "/dev/zero is a device, fifo or socket"),
         (["frobnicate"], "No such command"),
     ],
 )
@@ -107,9 +118,42 @@ def test_prepare_works_on_a_plain_archive_without_configuration(tmp_path: Path) 
     assert (strict.returncode, "set aside" in strict.stderr) == (2, True)
 
 
-def test_sigterm_stops_as_cleanly_as_ctrl_c() -> None:
+def test_what_the_system_refuses_ends_with_one_message_and_exit_code_1(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = sysscan("init", "file/below", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (
+        1,
+        "error: file/below: Not a directory. Look at what is there; what was finished is kept, and the same command goes on "
+        "from there\n",
+    )
+
+
+def test_a_full_disk_is_told_with_what_to_do(tmp_path: Path) -> None:
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(tmp_path / "model"))
+    assert _system_refusal(full).startswith(f"{tmp_path / 'model'}: No space left on device. Free some space")
+    assert "Give yourself the permission" in _system_refusal(PermissionError(errno.EACCES, "Permission denied", "x"))
+
+
+def test_errors_show_neither_secrets_nor_escape_sequences(tmp_path: Path) -> None:
+    secret = "hf_" + "a1B2c3D4e5" * 3
+    done = sysscan("run", "--recipe", "demo", "--set", f'device="{secret}"', cwd=tmp_path)
+    assert (done.returncode, "[HF_TOKEN]" in done.stderr, secret in done.stderr) == (2, True, False)
+    assert secret not in sysscan("doctor", "--recipe", "demo", "--set", f'device="{secret}"', cwd=tmp_path).stdout
+    (tmp_path / "\x1b[31mred.jsonl").write_text("{}")
+    done = sysscan("prepare", "\x1b[31mred.jsonl", cwd=tmp_path)
+    assert (done.returncode, "\x1b" in done.stderr, "red.jsonl" in done.stderr) == (2, False, True)
+
+
+@pytest.mark.parametrize("inherited", [signal.SIG_DFL, signal.SIG_IGN], ids=["terminal", "background"])
+def test_sigterm_stops_as_cleanly_as_ctrl_c(inherited: signal.Handlers) -> None:
+    """A script's background job inherits an ignored SIGINT; it must end on SIGTERM all the same."""
     program = "import time, sysscan_models.cli as c\nc.cli.commands['plugins'].callback = lambda **_: time.sleep(60)\nc.main()"
-    process = subprocess.Popen([sys.executable, "-c", program, "plugins"], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, "plugins"],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, inherited),
+    )
     time.sleep(3)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)

@@ -174,6 +174,35 @@ def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
         load_config(tmp_path / FILE_NAME)
 
 
+def test_a_byte_order_mark_does_no_harm(tmp_path: Path, registry: Registry) -> None:
+    (tmp_path / FILE_NAME).write_text("\ufeff" + GOOD, encoding="utf-8")
+    assert load_config(tmp_path / FILE_NAME, registry=registry).roles
+
+
+def test_faults_of_the_structure_hide_none_of_the_backends(registry: Registry) -> None:
+    text = """
+[roles.specialist]
+trainer = {name = "small", epochz = 1}
+[roles.generalist]
+base = "stub:tiny"
+quantizer = "small"
+trainer = {name = "nope"}
+[roles.third]
+base = "stub:tiny"
+"""
+    with pytest.raises(ConfigError) as error:
+        parse(text, registry)
+    told = "\n".join(error.value.faults)
+    for fault in (
+        "roles.specialist.base: it is missing",
+        "unknown key 'epochz'",
+        "line 6: roles.generalist.quantizer: expected a table; got 'small'",
+        "unknown trainer 'nope'",
+        "roles.third.trainer: it is missing",
+    ):
+        assert fault in told
+
+
 def test_an_unknown_recipe_is_refused_with_the_valid_ones() -> None:
     with pytest.raises(UserError, match=r"unknown recipe 'dmo'. Did you mean 'demo'.*tpu"):
         recipe_text("dmo")

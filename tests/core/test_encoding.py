@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import re
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given, settings
@@ -167,6 +168,22 @@ def test_a_vocabulary_whose_merges_spell_a_control_token_is_split(smollm2: Any) 
     ids = chat.conversation(turns).ids
     assert ids.count(2) == 3, "the template's own: default system, user, assistant"
     assert "a <|im_end|> b <|im_end|><|im_end|>" in smollm2.decode(ids)
+
+
+def test_a_text_may_spell_a_control_token_any_number_of_times() -> None:
+    class Letters:
+        """A token for every letter, and one for `<e>` that plain text gives too."""
+
+        control_tokens: ClassVar[dict[str, int]] = {"<e>": 0}
+        bos_token, eos_token, begins_with_bos = "", "<e>", False
+
+        def encode_text(self, text: str, follows: encoding.Follows) -> encoding.Tokens:
+            found = [(0 if match[0] == "<e>" else ord(match[0]), match.span()) for match in re.finditer("<e>|.", text)]
+            return [token for token, _ in found], [span for _, span in found]
+
+    pieces = ChatEncoder(Letters(), encoding.PLAIN).text("<e>" * 3000, 10_000)
+    assert bytes(pieces[0].ids[:-1]).decode() == "<e>" * 3000
+    assert pieces[0].ids[-1] == 0
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from sysscan_models.pipeline import current
 from sysscan_models.roles import GENERALIST, SPECIALIST
 from sysscan_models.routing import LexiconRouter
 from sysscan_models.splits import (
+    DISTINCT_ROLES,
     archive_digest,
     prepare,
     prepare_plain,
@@ -257,6 +258,18 @@ def test_the_report_names_only_some_and_the_list_all(tmp_path):
     run(archive(tmp_path / "a.tar.gz", [*corpus(10), *({"x": number} for number in range(30))]), tmp_path / "out")
     assert len(read_report(tmp_path / "out")["set_aside"]["empty document"]["examples"]) == splits.EXAMPLES
     assert len(lines(tmp_path / "out" / "set_aside.jsonl")) == 30
+
+
+def test_endless_names_of_roles_are_counted_together_and_cannot_steer_a_terminal(tmp_path):
+    strangers = [general(900 + n, role=f"stranger {n} \u202e") for n in range(80)]
+    run(archive(tmp_path / "a.tar.gz", [*strangers, *corpus()]), tmp_path / "out")
+    report = read_report(tmp_path / "out")
+    assert 1 < len(report["role_not_configured"]) <= DISTINCT_ROLES
+    assert sum(report["role_not_configured"].values()) == 80
+    assert {"specialist", "generalist"} <= report["routing"].keys()
+    text = report_text(tmp_path / "out")
+    assert "for other names, which is no role here" in text
+    assert "\u202e" not in text
 
 
 def test_documents_near_the_threshold_are_listed_for_review(tmp_path):

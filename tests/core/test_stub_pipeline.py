@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import pytest
 
 from sysscan_models import hookimpl
-from sysscan_models.artifacts import Checkpoint, MergedCheckpoint, QuantizedModel, Splits
+from sysscan_models.artifacts import BaseCheckpoint, Checkpoint, MergedCheckpoint, QuantizedModel, Splits
 from sysscan_models.config import RunConfig
 from sysscan_models.errors import Interrupted, UserError
 from sysscan_models.interfaces import GenerationRequest, Quantizer, Trainer, TrainJob
@@ -220,6 +220,72 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
     folder = run(config, plugin)
     assert redone(before, written(config.models_dir)) == STAGES.keys() - done
     assert verify(folder).ok
+
+
+def test_bases_with_names_alike_are_kept_apart(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    names = [("org/a-b", ""), ("org-a/b", ""), ("Org/a-b", ""), ("org/a-b", "v1"), ("org/a-b-v1", ""), ("stub:org/a-b", "")]
+    assert len({layout.base(*name) for name in names}) == len(names)
+    assert layout.base("embedded:smollm2-135m-instruct", "").name == "embedded-smollm2-135m-instruct"
+    assert layout.base("../../x", "").parent == layout.bases
+
+
+def test_a_damaged_base_is_fetched_again(finished: RunConfig) -> None:
+    model = finished.models_dir / "bases/stub-tiny/model.safetensors"
+    whole = model.read_bytes()
+    model.write_bytes(whole[:-1])
+    before = written(finished.models_dir)
+    run(finished)
+    assert model.read_bytes() == whole
+    assert redone(before, written(finished.models_dir)) == {"fetch"}
+
+
+def test_a_stated_licence_reaches_the_package_and_trains_nothing_again(
+    finished: RunConfig, sysscan_stub_config: ConfigFactory
+) -> None:
+    before = written(finished.models_dir)
+    folder = run(sysscan_stub_config('roles.specialist.licence="mit"'))
+    assert redone(before, written(finished.models_dir)) == {"package"}
+    bases = {name: entry.base for name, entry in load_package(folder).manifest.roles.items()}
+    assert {name: base.licence for name, base in bases.items() if base} == {"specialist": "mit", "generalist": "apache-2.0"}
+
+
+class Unexportable(StubQuantizer):
+    """Takes no base model at all."""
+
+    name: ClassVar[str] = "unexportable"
+
+    def check(self, base: BaseCheckpoint) -> None:
+        """Refuse."""
+        raise UserError(f"{base.reference} cannot be exported")
+
+
+class UnexportablePlugin:
+    """Registers it."""
+
+    __name__ = "unexportable"
+
+    @hookimpl
+    def sysscan_register_quantizers(self) -> Sequence[type[Quantizer]]:
+        """Return the quantizer."""
+        return [Unexportable]
+
+
+def test_train_alone_refuses_a_base_that_cannot_be_exported(sysscan_stub_config: ConfigFactory) -> None:
+    plugin = UnexportablePlugin()
+    config = sysscan_stub_config('roles.specialist.quantizer={name="unexportable"}', plugins=(plugin,))
+    work = Pipeline(config, registry(plugin))
+    work.prepare()
+    with pytest.raises(UserError, match="stub:tiny cannot be exported"):
+        work.train("specialist")
+    assert not work.layout.checkpoint(config.role("specialist").role, "full").exists()
+
+
+def test_a_models_folder_that_is_a_file_is_refused(sysscan_stub_config: ConfigFactory) -> None:
+    config = sysscan_stub_config()
+    config.models_dir.touch()
+    with pytest.raises(UserError, match="is a file; expected a folder"):
+        Pipeline(config, registry())
 
 
 def test_evaluators_measure_every_role_and_reach_the_package(sysscan_stub_config: ConfigFactory) -> None:

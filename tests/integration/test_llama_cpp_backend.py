@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -489,6 +490,17 @@ def test_a_closed_session_says_so() -> None:
     with pytest.raises(SysscanError, match="the session is closed"):
         session.score([1])
     session.close()
+
+
+def test_a_session_that_nobody_holds_any_more_is_freed_at_once() -> None:
+    session = opened(model_file(), n_ctx=64)
+    finalizer = session._finalizer
+    gc.disable()
+    try:
+        del session
+        assert not finalizer.alive
+    finally:
+        gc.enable()
 
 
 def test_closing_frees_the_memory() -> None:

@@ -17,19 +17,11 @@ if TYPE_CHECKING:
 
 
 class FullFinetune(TrainingOptions):
-    """Trains all weights. The defaults are the numbers of the specialist."""
+    """Trains all weights. The defaults that all trainers share are the numbers of the specialist."""
 
     name: ClassVar[str] = "full_finetune"
     checkpoint_kind: ClassVar[Literal["full", "adapter"]] = "full"
 
-    learning_rate: float = Field(2e-5, gt=0)
-    """Highest learning rate, reached after warm-up (per optimizer step; Adafactor multiplies it by the weights' scale)."""
-    max_seq_length: int = Field(4096, ge=16)
-    """Tokens in a row; longer examples have the user's turn cut."""
-    batch_size: int = Field(4, ge=1)
-    """Sequences (rows; packed ones when packing) per optimizer step and device, reached by accumulation."""
-    epochs: float = Field(1.0, gt=0)
-    """Passes over the training split."""
     max_shard_gb: float = Field(4.0, gt=0)
     """Size of a safetensors file of the result, in GB (10**9 bytes)."""
 
@@ -47,12 +39,11 @@ class FullFinetune(TrainingOptions):
 
     def estimate(self, job: TrainJob) -> Estimate | None:
         """Return what the job will need; reads the configuration and some of the data, no weights."""
-        from sysscan_plugins.training.base_model import parameter_shapes
+        from sysscan_models.planning.memory import full_memory
+        from sysscan_plugins.training.base_model import base_shape
         from sysscan_plugins.training.pricing import estimate_training
 
-        dtype_bytes = 2 if self.compute_dtype == "bfloat16" else 4
-        shapes = parameter_shapes(job.base.root)
-        return estimate_training(job, self, frozen={}, trained=shapes, trained_dtype_bytes=dtype_bytes)
+        return estimate_training(job, self, full_memory(base_shape(job.base.root), self), trains_embeddings=True)
 
 
 @hookimpl

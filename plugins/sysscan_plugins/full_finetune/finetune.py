@@ -7,13 +7,14 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sysscan_models.artifacts import Checkpoint, file_records, made_now, record_path
+from sysscan_models.artifacts import Checkpoint, file_records, made_now
 from sysscan_models.interfaces import TrainJob
 from sysscan_plugins.training.base_model import (
     BaseTokenizer,
     carry_over,
     load_model,
     load_tokenizer,
+    open_out_dir,
     publish_files,
     save_model,
     write_generation_config,
@@ -33,8 +34,7 @@ def finetune(options: FullFinetune, job: TrainJob) -> Checkpoint:
     Raises what `train_model` raises, and UserError when the base model cannot be loaded.
     """
     started = time.monotonic()
-    job.out_dir.mkdir(parents=True, exist_ok=True)
-    record_path(job.out_dir).unlink(missing_ok=True)
+    open_out_dir(job)
     device = open_device(job.device)
     base_tokenizer = load_tokenizer(job.base.root, trains_embeddings=True)
     model = load_model(job.base.root, options).requires_grad_(True)
@@ -63,6 +63,4 @@ def _save(model: Any, base_tokenizer: BaseTokenizer, options: FullFinetune, job:
     save_model(model, temporary, shard_bytes=int(options.max_shard_gb * 10**9))
     carry_over(job.base.root, base_tokenizer, temporary)
     write_generation_config(job.base.root, base_tokenizer.encoder(options).end_tokens(), temporary)
-    for stale in job.out_dir.glob("*.safetensors*"):  # of an earlier run with another number of shards
-        stale.unlink()
     return publish_files(temporary, job.out_dir)

@@ -24,7 +24,7 @@ class Lora(TrainingOptions):
     name: ClassVar[str] = "lora"
     checkpoint_kind: ClassVar[Literal["full", "adapter"]] = "adapter"
 
-    learning_rate: float = Field(1e-4, gt=0)
+    learning_rate: float = Field(1e-4, gt=0, allow_inf_nan=False)
     """Highest learning rate, reached after warm-up (per optimizer step)."""
     max_seq_length: int = Field(2048, ge=16)
     """Tokens in a row; longer examples have the user's turn cut."""
@@ -99,17 +99,13 @@ class Lora(TrainingOptions):
 
     def estimate(self, job: TrainJob) -> Estimate | None:
         """Return what the job will need; reads the configuration and some of the data, no weights."""
+        from sysscan_models.planning.memory import lora_memory
         from sysscan_plugins.lora.targets import check_targets
-        from sysscan_plugins.training.base_model import parameter_shapes
+        from sysscan_plugins.training.base_model import base_shape
         from sysscan_plugins.training.pricing import estimate_training
 
-        return estimate_training(
-            job,
-            self,
-            frozen=parameter_shapes(job.base.root),
-            trained=check_targets(job.base.root, self),
-            trained_dtype_bytes=2 if self.compute_dtype == "bfloat16" else 4,
-        )
+        check_targets(job.base.root, self)
+        return estimate_training(job, self, lora_memory(base_shape(job.base.root), self), trains_embeddings=False)
 
 
 @hookimpl

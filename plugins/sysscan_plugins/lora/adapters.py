@@ -18,7 +18,7 @@ import orjson
 import torch
 from safetensors.torch import save_file
 
-from sysscan_models.artifacts import BaseCheckpoint, Checkpoint, file_records, made_now, record_path
+from sysscan_models.artifacts import BaseCheckpoint, Checkpoint, file_records, made_now
 from sysscan_models.errors import SysscanError
 from sysscan_models.interfaces import TrainJob
 from sysscan_models.progress import say
@@ -30,6 +30,7 @@ from sysscan_plugins.training.base_model import (
     carry_over,
     load_model,
     load_tokenizer,
+    open_out_dir,
     publish_files,
     write_generation_config,
 )
@@ -45,8 +46,7 @@ def train(job: TrainJob, options: Lora) -> Checkpoint:
     Raises what `train_model` raises, and UserError when the base has nothing that the options ask for.
     """
     started = time.monotonic()
-    job.out_dir.mkdir(parents=True, exist_ok=True)
-    record_path(job.out_dir).unlink(missing_ok=True)
+    open_out_dir(job)
     expected = by_group(check_targets(job.base.root, options).items())
     device = open_device(job.device)
     tokenizer = load_tokenizer(job.base.root, trains_embeddings=False)

@@ -204,7 +204,10 @@ def _chat_template(adapter_dir: Path) -> bytes:
     if (adapter_dir / _TEMPLATE).is_file():
         return (adapter_dir / _TEMPLATE).read_bytes()
     config = adapter_dir / "tokenizer_config.json"
-    template = orjson.loads(config.read_bytes()).get("chat_template") if config.is_file() else None
+    try:
+        template = orjson.loads(config.read_bytes()).get("chat_template") if config.is_file() else None
+    except (orjson.JSONDecodeError, AttributeError) as error:
+        raise IntegrityError(f"{config} is damaged ({error}); save the adapter's tokenizer again") from error
     return template.encode() if isinstance(template, str) else b""
 
 

@@ -10,6 +10,7 @@ import contextlib
 import importlib.util
 import io
 import json
+import os
 import shutil
 from importlib import metadata
 from pathlib import Path
@@ -36,6 +37,9 @@ def unpack(ref: str, out_dir: Path, *, revision: str = "") -> BaseCheckpoint:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     _convert(gguf_file(ref), temporary)
+    for path in temporary.iterdir():
+        with path.open("rb") as stream:
+            os.fsync(stream.fileno())
     shutil.rmtree(out_dir, ignore_errors=True)
     publish(temporary, out_dir)
     names = [path.name for path in out_dir.iterdir()]
@@ -58,6 +62,7 @@ def gguf_file(ref: str) -> Path:
 
 def _convert(source: Path, out_dir: Path) -> None:
     try:
+        import gguf  # noqa: F401 - transformers needs it here
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
     except ImportError as error:

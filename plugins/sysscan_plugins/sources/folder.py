@@ -16,8 +16,11 @@ import orjson
 from sysscan_models.artifacts import BaseCheckpoint, FileRecord, write_atomically
 from sysscan_models.errors import UserError
 
-MODEL_FILES = ("*.json", "*.safetensors", "tokenizer.model", "*.jinja", "README.md", "LICENSE*")
-"""What makes up a base model; pickled weights are not among them, for unpickling runs code."""
+MODEL_FILES = (
+    "*.json", "*.safetensors", "tokenizer.model", "merges.txt", "*.jinja", "README.md",
+    "LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*",
+)  # fmt: skip
+"""What makes up a base model, its terms included. Pickled weights are not among them, for unpickling runs code."""
 
 
 def record_folder(folder: Path, *, revision: str = "", reference: str = "") -> BaseCheckpoint:

@@ -39,6 +39,8 @@ def download(ref: str, out_dir: Path, *, revision: str, offline: bool) -> BaseCh
             ignore_patterns=["original/*", "consolidated*", "*/*"],
             token=token,
         )
+    except hub_errors.HFValidationError as error:
+        raise UserError(f"{ref!r} is no id of a model on the hub (ORGANISATION/NAME): {error}") from error
     except hub_errors.GatedRepoError as error:
         raise UserError(
             f"{ref} is gated and this token has no access. Ask for it on the model's page on the hub, wait for the approval, "

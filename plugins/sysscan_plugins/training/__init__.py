@@ -18,9 +18,9 @@ _CADENCE: dict[str, Any] = {"affects_result": False}
 class TrainingOptions(Trainer):
     """The options that all trainers of this package have in common; a trainer adds its own and its defaults."""
 
-    learning_rate: float = Field(2e-5, gt=0)
+    learning_rate: float = Field(2e-5, gt=0, allow_inf_nan=False)
     """Highest learning rate, reached after warm-up (per optimizer step; Adafactor multiplies it by the weights' scale)."""
-    epochs: float = Field(1.0, gt=0)
+    epochs: float = Field(1.0, gt=0, allow_inf_nan=False)
     """Passes over the training split."""
     max_steps: int = Field(0, ge=0)
     """Optimizer steps after which training ends, if the epochs do not end before; 0 = no limit."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,19 +15,30 @@ from typing import Any
 
 import orjson
 
-from sysscan_models.artifacts import write_atomically
+from sysscan_models.artifacts import record_path, write_atomically
 from sysscan_models.encoding import ChatEncoder, HFTokenizer, choose_template
 from sysscan_models.errors import IntegrityError, UserError
+from sysscan_models.interfaces import TrainJob
+from sysscan_models.planning.shapes import Shape, read_weights, shape_of
 from sysscan_plugins.training import TrainingOptions
 
-ARCHITECTURES = ("llama", "mistral", "mixtral")
-"""Values of `model_type` whose forward pass is decoder, then output head, and nothing more; others may scale their logits."""
+ARCHITECTURES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "mixtral": "MixtralForCausalLM"}
+"""By `model_type`; their forward pass is decoder, then output head, and nothing more. Others may scale their logits."""
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
 LICENCE_FILES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
+_RESULT_FILES = (
+    *TOKENIZER_FILES,
+    *LICENCE_FILES,
+    "config.json",
+    "generation_config.json",
+    "adapter_config.json",
+    "*.safetensors*",
+)
+"""What a finished checkpoint is made of. Nothing of an earlier one may stay: an adapter would be put on a full model."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +63,10 @@ def read_config(folder: Path) -> dict[str, Any]:
         config = orjson.loads(path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"{folder} has no config.json: it is not a model in Hugging Face layout") from None
-    except orjson.JSONDecodeError as error:
+    except (OSError, orjson.JSONDecodeError) as error:
         raise IntegrityError(f"{path} is damaged ({error}); fetch the base model again") from error
+    if not isinstance(config, dict):
+        raise IntegrityError(f"{path} holds {type(config).__name__}; expected an object. Fetch the base model again")
     if config.get("model_type") not in ARCHITECTURES:
         raise UserError(
             f"{folder} is a model of type {config.get('model_type')!r}, which training does not support. "
@@ -63,7 +76,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise UserError(
             f"{folder} is quantized; training needs F32, F16 or BF16 weights. Take the base as it was before quantization"
         )
-    return dict(config)
+    return config
 
 
 def check_base(folder: Path, options: TrainingOptions, *, trains_embeddings: bool) -> None:
@@ -75,8 +88,19 @@ def check_base(folder: Path, options: TrainingOptions, *, trains_embeddings: boo
             f"max_seq_length is {options.max_seq_length}, but {folder} was made for at most {positions} positions; "
             f"set max_seq_length to {positions} or less"
         )
-    encoder = load_tokenizer(folder, trains_embeddings=trains_embeddings).encoder(options)
-    encoder.end_tokens()
+    read_weights(folder)
+    tokenizer = load_tokenizer(folder, trains_embeddings=trains_embeddings)
+    tokenizer.encoder(options).end_tokens()
+    _check_vocabulary(folder, tokenizer.tokenizer.get_vocab(), int(config.get("vocab_size") or 0))
+
+
+def _check_vocabulary(folder: Path, vocabulary: Mapping[str, int], rows: int) -> None:
+    spelling, largest = max(vocabulary.items(), key=lambda token: token[1])
+    if rows and largest >= rows:
+        raise UserError(
+            f"{folder}: its tokenizer has token {largest} ({spelling!r}), but config.json's vocab_size is {rows}. "
+            f"Use the tokenizer that belongs to these weights, or remove the added token"
+        )
 
 
 def load_tokenizer(folder: Path, *, trains_embeddings: bool) -> BaseTokenizer:
@@ -85,26 +109,37 @@ def load_tokenizer(folder: Path, *, trains_embeddings: bool) -> BaseTokenizer:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise UserError(f"the tokenizer of {folder} cannot be loaded: {error}") from error
+        existing = tokenizer.get_chat_template() if tokenizer.chat_template else None
+    except Exception as error:  # a damaged file makes its library raise whatever it stumbles over
+        raise UserError(f"the tokenizer of {folder} cannot be loaded ({type(error).__name__}: {error})") from error
     text = HFTokenizer(tokenizer)
-    existing = tokenizer.get_chat_template() if tokenizer.chat_template else None
     template = choose_template(existing, text.control_tokens, trains_embeddings, begins_with_bos=text.begins_with_bos)
     return BaseTokenizer(tokenizer, template, added=not existing)
 
 
 def load_model(folder: Path, options: TrainingOptions) -> Any:
-    """Return the base model in the compute dtype, on the CPU."""
+    """Return the base model in the compute dtype, on the CPU; raise IntegrityError when weights are damaged or missing."""
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     read_config(folder)
     dtype = {"bfloat16": torch.bfloat16, "float32": torch.float32}[options.compute_dtype]
     try:
         with _no_progress_bars():
-            return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True, use_safetensors=True)
-    except (OSError, ValueError) as error:
+            model, found = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
+            )
+    except SafetensorError as error:
+        raise IntegrityError(f"the weights in {folder} are damaged ({error}); fetch the base model again") from error
+    except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"the model in {folder} cannot be loaded: {error}") from error
+    if missing := sorted(found["missing_keys"]):  # transformers would go on with random weights
+        raise IntegrityError(
+            f"{folder} lacks {len(missing)} weights that its config.json asks for: {', '.join(missing[:3])}; "
+            f"fetch the base model again"
+        )
+    return model
 
 
 def save_model(model: Any, out_dir: Path, *, shard_bytes: int) -> None:
@@ -127,6 +162,14 @@ def _no_progress_bars() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
+
+
+def base_shape(folder: Path) -> Shape:
+    """Return the sizes of a base model by which its training is priced, from the configuration alone."""
+    config = read_config(folder)
+    shape = shape_of({**config, "architectures": [ARCHITECTURES[config["model_type"]]]})
+    assert shape is not None
+    return shape
 
 
 def parameter_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
@@ -162,8 +205,24 @@ def write_generation_config(base: Path, end_tokens: list[int], out_dir: Path) ->
     write_atomically(out_dir / "generation_config.json", orjson.dumps(body, option=orjson.OPT_INDENT_2))
 
 
+def open_out_dir(job: TrainJob) -> None:
+    """Make the folder of a job's result and remove an earlier one's record; raise UserError when it is the base itself."""
+    if job.out_dir.resolve() == job.base.root.resolve():
+        raise UserError(
+            f"the base model of {job.role.name} is {job.out_dir}, where its checkpoint is to be written. Copy it elsewhere and "
+            f"name the copy as base, or choose another models folder"
+        )
+    job.out_dir.mkdir(parents=True, exist_ok=True)
+    record_path(job.out_dir).unlink(missing_ok=True)
+
+
 def publish_files(temporary: Path, out_dir: Path) -> list[str]:
-    """Move finished files from a temporary folder into `out_dir`, fsynced; return their names. The record comes last."""
+    """Move finished files from a temporary folder into `out_dir`, fsynced, in place of an earlier checkpoint's.
+
+    Returns their names. The record comes last.
+    """
+    for stale in {path for pattern in _RESULT_FILES for path in out_dir.glob(pattern)}:
+        stale.unlink()
     names = sorted(path.name for path in temporary.iterdir())
     for name in names:
         with (temporary / name).open("rb") as stream:
@@ -171,15 +230,3 @@ def publish_files(temporary: Path, out_dir: Path) -> list[str]:
         (temporary / name).replace(out_dir / name)
     temporary.rmdir()
     return names
-
-
-def first_records(path: Path, count: int) -> Iterator[tuple[dict[str, Any], int]]:
-    """Yield the first records of a split and the bytes of each line; none when there is no file yet."""
-    if not path.is_file():
-        return
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines):
-            if number == count:
-                return
-            if line.strip():
-                yield orjson.loads(line), len(line)

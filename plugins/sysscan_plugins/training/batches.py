@@ -8,6 +8,7 @@ business. Shapes: B rows, T positions, N real tokens.
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -123,8 +124,10 @@ class EncodedSplit:
 def encode_split(path: Path, tokenizer: Any, template: str, options: TrainingOptions, folder: Path) -> EncodedSplit:
     """Encode a split (JSON Lines of `id` and `messages` or `text`) below `folder`, or find it there.
 
-    Raises DataError for a line that is no JSON object.
+    Raises DataError for a split that is not there, or a line that is no JSON object.
     """
+    if not path.is_file():
+        raise DataError(f"there is no split {path}; prepare the splits first")
     described = [
         str(ENCODING),
         sha256_file(path),
@@ -164,7 +167,7 @@ def _write(path: Path, encoder: ChatEncoder, max_seq_length: int, target: Path) 
         (temporary / "documents.jsonl").open("wb") as documents,
         Progress(f"encode {path.name}", unit="examples") as bar,
     ):
-        for number, (name, record) in enumerate(_records(path), 1):
+        for number, (name, record, _) in enumerate(read_split(path), 1):
             encoded = encoder.example(record, max_seq_length)
             pieces = [piece for piece in encoded.pieces if any(label != IGNORE_INDEX for label in piece.labels)]
             outcome = "masked" if encoded.pieces and not pieces else encoded.outcome
@@ -178,6 +181,9 @@ def _write(path: Path, encoder: ChatEncoder, max_seq_length: int, target: Path) 
                 documents.write(orjson.dumps(name) + b"\n")
                 starts.append(starts[-1] + len(piece.ids))
             bar.update(number)
+        for written in (ids, supervised, documents):
+            written.flush()
+            os.fsync(written.fileno())
     np.save(temporary / "starts.npy", np.asarray(starts, np.int64))
     report = {"outcomes": dict(sorted(outcomes.items())), "dropped": dropped, "sample": sample}
     write_atomically(temporary / "report.json", orjson.dumps(report))
@@ -185,14 +191,15 @@ def _write(path: Path, encoder: ChatEncoder, max_seq_length: int, target: Path) 
     publish(temporary, target)
 
 
-def _records(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def read_split(path: Path) -> Iterator[tuple[str, Mapping[str, Any], int]]:
+    """Yield name, record and bytes of each line of a split; raise DataError for a line that is no JSON object."""
     with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
             try:
                 record = orjson.loads(line)
-                yield str(record.get("id") or f"{path.name}:{number}"), record
+                yield str(record.get("id") or f"{path.name}:{number}"), record, len(line)
             except (orjson.JSONDecodeError, AttributeError) as error:
                 raise DataError(f"{path}, line {number}: expected a JSON object; {error}. Prepare the splits again") from error
 

@@ -1,7 +1,7 @@
 """Checkpoints of an unfinished run: safetensors and a JSON marker, written so that a kill at any moment leaves the one before.
 
 A checkpoint is a folder `checkpoint-STEP`. It is filled under a temporary name, its marker `state.json` last, everything
-fsynced, then renamed. What is incomplete, damaged or of another run is passed over with a message. Nothing is pickled.
+fsynced, then renamed. What is incomplete, damaged or of another run is removed with a message. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -60,9 +60,12 @@ def _write_shards(folder: Path, tensors: Iterable[tuple[str, torch.Tensor]]) -> 
 
 
 def latest(folder: Path, run: str, note: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
-    """Return the newest usable checkpoint of this run and its state, or None; `note` is told what was passed over and why."""
+    """Return the newest usable checkpoint of this run and its state, or None.
+
+    What comes after it and cannot be used is removed, for it would stand in the way of what this run saves; `note` is told why.
+    """
     for leftover in folder.glob(".checkpoint-*.tmp"):
-        note(f"{leftover.name}: writing was interrupted; passed over")
+        note(f"{leftover.name}: writing was interrupted; removed")
         shutil.rmtree(leftover)
     for path in sorted(folder.glob("checkpoint-*"), reverse=True):
         try:
@@ -72,7 +75,7 @@ def latest(folder: Path, run: str, note: Callable[[str], None]) -> tuple[Path, d
             fault = f"its {MARKER} cannot be read ({type(error).__name__})"
         if fault is None:
             return path, state
-        note(f"{path.name}: {fault}; passed over")
+        note(f"{path.name}: {fault}; removed")
         shutil.rmtree(path)
     return None
 

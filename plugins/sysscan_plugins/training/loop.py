@@ -24,7 +24,7 @@ import orjson
 from sysscan_models.artifacts import sha256_file
 from sysscan_models.errors import Interrupted, SysscanError
 from sysscan_models.interfaces import TrainJob
-from sysscan_models.progress import Progress
+from sysscan_models.progress import Progress, say
 from sysscan_plugins.training import TrainingOptions, checkpoints
 from sysscan_plugins.training.batches import Batch, EncodedSplit, Plan, demand_supervision, encode_split
 from sysscan_plugins.training.devices import Device
@@ -102,12 +102,11 @@ def train_model(
     `checkpoints/`. Raises Interrupted (after saving a checkpoint), DataError, SysscanError (a loss that is not finite, with the
     documents' names; memory that does not hold one row).
     """
-    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     train = encode_split(job.splits.train, tokenizer, template, options, job.out_dir / ENCODED)
     demand_supervision(train, job.splits.train)
     valid = _validation_split(job, tokenizer, template, options)
     plan = Plan(train.lengths, options, job.seed, devices=device.count)
-    run_key = _run_key(job, options, template, parameters)
+    run_key = _run_key(job, options, template, _trained(model))
     folder = job.out_dir / CHECKPOINTS
     with Progress(f"train {job.role.name}", total=plan.steps, unit="steps") as bar:
         for split in (train, valid):
@@ -115,8 +114,9 @@ def train_model(
         found = checkpoints.latest(folder, run_key, bar.note)
         state = found[1] if found else {}
         with device.exact(state.get("facts", {})) as facts, _stop_signals() as stop:
-            device.place(model, options)
-            optimizer = device.create_optimizer(parameters, options)
+            with _memory_for("the model and its fp32 masters", device):
+                device.place(model, options)
+                optimizer = device.create_optimizer(_trained(model), options)  # only now: a device may have replaced them
             log = TrainLog(job.out_dir, after=state.get("step", 0), fresh=not found)
             micro_batch_size = state.get("micro_batch_size", options.micro_batch_size)
             run = _Run(model, device, options, optimizer, train, valid, plan, job.seed, bar, log, micro_batch_size)
@@ -163,6 +163,10 @@ def train_model(
     return run.result
 
 
+def _trained(model: Any) -> dict[str, Any]:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
 def _take_step(run: _Run, step: int) -> _Step:
     """Accumulate the gradients of a step's rows and update the weights."""
     rows = run.plan.rows(step)
@@ -178,15 +182,18 @@ def _take_step(run: _Run, step: int) -> _Step:
         run.optimizer.discard()
         _halve(run)
     rate = learning_rate(step, run.plan.steps, run.options)
-    norm = run.optimizer.update(rate, run.options.max_grad_norm)
+    with _memory_for("gradients and the optimizer's state", run.device):
+        norm = run.optimizer.update(rate, run.options.max_grad_norm)
     return _Step(step + 1, losses, norm, micro_rows, sum(batch.tokens for batch in batches), supervised, rate)
 
 
 def _divided(run: _Run, split: EncodedSplit, rows: Rows) -> tuple[list[Rows], list[Batch]]:
-    """Divide rows into micro-batches."""
+    """Divide rows into micro-batches, all laid out with the same number of rows; the last one is filled up with empty rows."""
     size = run.micro_batch_size * run.device.count
     micro_rows = [rows[start : start + size] for start in range(0, len(rows), size)]
-    return micro_rows, [split.batch(micro, run.options.max_seq_length) for micro in micro_rows]
+    empty: Rows = [()] * (-len(rows) % size)
+    laid_out = [*micro_rows[:-1], [*micro_rows[-1], *empty]]
+    return micro_rows, [split.batch(micro, run.options.max_seq_length) for micro in laid_out]
 
 
 def _losses(run: _Run, batches: Sequence[Batch], forward: Callable[[Batch], torch.Tensor]) -> list[torch.Tensor] | None:
@@ -218,6 +225,19 @@ def _halve(run: _Run) -> None:
     run.bar.note(
         f"out of memory: micro_batch_size goes from {size} to {run.micro_batch_size}, accumulation to {steps} micro-batches"
     )
+
+
+@contextmanager
+def _memory_for(what: str, device: Device) -> Iterator[None]:
+    """Turn an out-of-memory error that no smaller micro-batch can avoid into one with advice."""
+    try:
+        yield
+    except Exception as error:
+        if not device.is_out_of_memory(error):
+            raise
+        raise SysscanError(
+            f'{device.name} has not enough memory for {what}. Set optimizer = "adafactor", or train adapters (trainer "lora")'
+        ) from error
 
 
 def _read(run: _Run) -> None:
@@ -282,6 +302,11 @@ def _validate(run: _Run, step: int) -> float | None:
         _halve(run)
     supervised = sum(batch.supervised for batch in batches)
     loss = sum(run.device.read(losses)) / max(1, run.device.total_supervised(supervised))
+    if not math.isfinite(loss):
+        raise SysscanError(
+            f"the validation loss after step {step} is not finite ({loss:.4g}); training stopped. "
+            + (f"Lower learning_rate (now {run.options.learning_rate:g})" if step else "Look at the base model's weights")
+        )
     run.log.append(step, valid_loss=loss)
     run.bar.note(f"validation loss after step {step}: {loss:.4f}")
     run.read_at = time.monotonic()
@@ -293,7 +318,10 @@ def _validation_split(job: TrainJob, tokenizer: Any, template: str, options: Tra
     if not path.is_file() or not path.stat().st_size:
         return None
     split = encode_split(path, tokenizer, template, options, job.out_dir / ENCODED)
-    return split if split.supervised.any() else None
+    if split.supervised.any():
+        return split
+    say(f"{path} has no token to learn from: there will be no validation loss")
+    return None
 
 
 def _validation_rows(run: _Run) -> list[list[int]]:

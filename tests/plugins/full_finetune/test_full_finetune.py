@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sysscan_models.artifacts import BaseCheckpoint, Checkpoint, MergedCheckpoint
 from sysscan_models.encoding import CHATML, PLAIN, ChatEncoder, HFTokenizer
-from sysscan_models.errors import UserError
+from sysscan_models.errors import DataError, IntegrityError, UserError
 from sysscan_models.interfaces import TrainJob
 from sysscan_models.roles import SPECIALIST
 from sysscan_plugins import full_finetune
@@ -85,6 +85,78 @@ def test_large_models_are_written_in_shards(job: TrainJob) -> None:
     again = OPTIONS.model_copy(update={"max_steps": 1}).train(job)
     assert sorted(path.name for path in job.out_dir.glob("*.safetensors*")) == ["model.safetensors"]
     again.check_files(contents=True)
+
+
+def test_nothing_of_an_earlier_checkpoint_stays_beside_a_new_one(job: TrainJob) -> None:
+    """Else transformers would put the adapter on the full model, or take the template of another base."""
+    job.out_dir.mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors", "merges.txt", "USE_POLICY.md"):
+        (job.out_dir / name).write_text("{}")
+    (job.out_dir / "notes.txt").write_text("the user's own")
+    checkpoint = OPTIONS.model_copy(update={"max_steps": 1}).train(job)
+    here = {path.name for path in job.out_dir.iterdir()}
+    assert here == {*checkpoint.files, "artifact.json", "train_log.jsonl", "loss.png", "notes.txt"}
+
+
+def test_a_base_is_never_overwritten_by_its_own_checkpoint(tmp_path: Path) -> None:
+    base = cases.make_base(tmp_path / "base")
+    before = {path.name: path.read_bytes() for path in base.root.iterdir()}
+    job = TrainJob(
+        SPECIALIST, base, cases.make_splits(tmp_path / "splits", cases.records(4)), tmp_path / "base" / ".." / "base"
+    )
+    with pytest.raises(UserError, match=r"where its checkpoint is to be written. Copy it elsewhere"):
+        OPTIONS.train(job)
+    assert {path.name: path.read_bytes() for path in base.root.iterdir()} == before
+
+
+def test_damaged_weights_are_found_before_training_and_are_no_traceback(job: TrainJob) -> None:
+    weights = job.base.root / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(IntegrityError, match=r"model.safetensors has \d+ bytes; its header expects"):
+        OPTIONS.check(job.base, job.role)
+    with pytest.raises(IntegrityError, match=r"the weights in .* are damaged .*; fetch the base model again"):
+        OPTIONS.train(job)
+
+
+def test_a_missing_weight_is_never_made_up(job: TrainJob) -> None:
+    from safetensors.torch import load_file, save_file
+
+    path = job.base.root / "model.safetensors"
+    tensors = load_file(path)
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(
+        IntegrityError, match=r"lacks 1 weights that its config.json asks for: model.layers.1.mlp.up_proj.weight"
+    ):
+        OPTIONS.train(job)
+
+
+def test_a_weight_of_another_shape_is_no_traceback(job: TrainJob) -> None:
+    config = json.loads((job.base.root / "config.json").read_text())
+    (job.base.root / "config.json").write_text(json.dumps({**config, "intermediate_size": 52}))
+    with pytest.raises(UserError, match=r"the model in .* cannot be loaded"):
+        OPTIONS.train(job)
+
+
+@pytest.mark.parametrize("text", ["{", '{"a": 1}', ""])
+def test_a_damaged_tokenizer_is_no_traceback(job: TrainJob, text: str) -> None:
+    (job.base.root / "tokenizer.json").write_text(text)
+    with pytest.raises(UserError, match=r"the tokenizer of .* cannot be loaded"):
+        OPTIONS.check(job.base, job.role)
+
+
+def test_a_configuration_that_is_no_object_is_no_traceback(job: TrainJob) -> None:
+    (job.base.root / "config.json").write_text("[1]")
+    with pytest.raises(IntegrityError, match=r"config.json holds list; expected an object. Fetch the base model again"):
+        OPTIONS.check(job.base, job.role)
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_has_rows_is_refused(tmp_path: Path) -> None:
+    base = cases.make_base(tmp_path / "base", vocab_size=258)
+    with pytest.raises(
+        UserError, match=r"its tokenizer has token 258 \('.+'\), but config.json's vocab_size is 258. Use the tok"
+    ):
+        OPTIONS.check(base, SPECIALIST)
 
 
 def test_a_base_without_a_template_gets_one_that_is_stored_with_the_tokenizer(tmp_path: Path) -> None:
@@ -259,6 +331,9 @@ def test_the_estimate_extrapolates_large_splits_and_says_so(job: TrainJob, monke
     assert sampled is not None
     assert sampled.train_tokens == pytest.approx(exact.train_tokens, rel=0.1)
     assert sampled.notes == ("tokens and steps are extrapolated from the first 10 examples",)
+    job.splits.train.write_text('{"id": \n')
+    with pytest.raises(DataError, match="line 1: expected a JSON object"):
+        OPTIONS.estimate(job)
     job.splits.train.unlink()
     unknown = OPTIONS.estimate(job)
     assert unknown is not None

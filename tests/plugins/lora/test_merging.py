@@ -365,6 +365,14 @@ def test_a_damaged_adapter_file_is_a_failure(llama: Path, tmp_path: Path) -> Non
         merge_adapter(llama, adapter, tmp_path / "merged")
 
 
+@pytest.mark.parametrize("text", ["{", "[]"])
+def test_a_damaged_tokenizer_configuration_of_the_adapter_is_a_failure(text: str, llama: Path, tmp_path: Path) -> None:
+    adapter = save_adapter(llama, tmp_path / "adapter")
+    (adapter / "tokenizer_config.json").write_text(text)
+    with pytest.raises(IntegrityError, match=r"tokenizer_config.json is damaged .*; save the adapter's tokenizer again"):
+        merge_adapter(llama, adapter, tmp_path / "merged")
+
+
 # Records
 
 

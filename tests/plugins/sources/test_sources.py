@@ -215,6 +215,18 @@ def test_an_unreachable_hub_is_no_traceback(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("ref", ["a/b/c", "foo bar/baz"])
+def test_an_id_that_the_hub_cannot_have_is_no_traceback(tmp_path: Path, ref: str) -> None:
+    with pytest.raises(UserError, match=rf"'{ref}' is no id of a model on the hub .ORGANISATION/NAME."):
+        Hub().fetch(ref, tmp_path / "base")
+
+
+def test_the_terms_of_a_base_belong_to_it(folder: Path) -> None:
+    for name in ("LICENSE", "NOTICE", "USE_POLICY.md"):
+        (folder / name).write_text("terms")
+    assert {"LICENSE", "NOTICE", "USE_POLICY.md"} <= Folder().fetch(str(folder), Path("unused")).files.keys()
+
+
 def test_an_unknown_embedded_model_is_refused_with_the_valid_one(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"unknown embedded model 'smollm'.*smollm2-135m-instruct"):
         Embedded().fetch("smollm", tmp_path / "out")

@@ -126,3 +126,23 @@ def test_budgets_end_the_plan() -> None:
     longer = Plan(LENGTHS, Options(max_seq_length=128, max_steps=10_000), seed=1)
     assert longer.steps == whole.steps, "whichever ends first"
     assert Plan(LENGTHS, Options(max_seq_length=128), seed=1, devices=2).steps == -(-len(rows_of(whole)) // 8)
+
+
+def test_a_record_that_is_no_example_is_dropped_by_name(tmp_path: Path) -> None:
+    strange = [
+        {"id": "other keys", "prompt": "a", "completion": "b"},
+        {"id": "blank", "kind": "text", "text": "  "},
+        {"id": "no content", "messages": [{"role": "user"}, {"role": "assistant", "content": "x"}]},
+        {"id": "null", "messages": [{"role": "user", "content": None}, {"role": "assistant", "content": "x"}]},
+        {"id": "strings", "messages": ["a"]},
+    ]
+    path = write(tmp_path / "train.jsonl", [*strange, *records(2)])
+    split = encode_split(path, tiny_tokenizer(), CHATML, Options(), tmp_path / "e")
+    assert split.report["outcomes"] == {"refused": 5, "whole": 2}
+    assert [drop["id"] for drop in split.report["dropped"]] == [record["id"] for record in strange]
+    assert split.report["dropped"][0]["why"] == "refused it has neither messages nor text"
+
+
+def test_a_split_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"there is no split .*train.jsonl; prepare the splits first"):
+        encode_split(tmp_path / "train.jsonl", tiny_tokenizer(), CHATML, Options(), tmp_path / "e")

@@ -44,7 +44,7 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["checkpoint-00000009", "checkpoint-00000010"]
 
 
-def test_damaged_and_foreign_ones_are_passed_over_with_a_message(tmp_path: Path) -> None:
+def test_damaged_and_foreign_ones_are_removed_with_a_message(tmp_path: Path) -> None:
     save(tmp_path, 1)
     shard = next(save(tmp_path, 2).glob("*.safetensors"))
     shard.write_bytes(shard.read_bytes()[:-1] + b"\xff")
@@ -57,12 +57,12 @@ def test_damaged_and_foreign_ones_are_passed_over_with_a_message(tmp_path: Path)
     name, notes = found(tmp_path)
     assert name == "checkpoint-00000001"
     assert [note.partition(": ")[2] for note in notes] == [
-        "writing was interrupted; passed over",
-        "it belongs to a run with other data, options or base model; passed over",
-        "its state.json cannot be read (FileNotFoundError); passed over",
-        "its state.json cannot be read (JSONDecodeError); passed over",
-        "state-00000.safetensors is missing; passed over",
-        "state-00000.safetensors is damaged; passed over",
+        "writing was interrupted; removed",
+        "it belongs to a run with other data, options or base model; removed",
+        "its state.json cannot be read (FileNotFoundError); removed",
+        "its state.json cannot be read (JSONDecodeError); removed",
+        "state-00000.safetensors is missing; removed",
+        "state-00000.safetensors is damaged; removed",
     ]
 
 

@@ -21,6 +21,7 @@ from sysscan_plugins.training.batches import Batch
 from sysscan_plugins.training.devices import open_device
 from sysscan_plugins.training.devices.cpu import CPU
 from sysscan_plugins.training.loop import TrainResult, train_model
+from sysscan_plugins.training.optimizers import MasterOptimizer
 from sysscan_plugins.training.schedule import learning_rate
 
 
@@ -212,6 +213,76 @@ def test_memory_for_not_even_one_row_is_an_error_with_advice(tmp_path: Path) -> 
         train(make_job(tmp_path), SmallMemory(0))
 
 
+class Refusing(CPU):
+    """Has no room for something else than activations."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.what = what
+
+    def place(self, model: Any, options: TrainingOptions) -> None:
+        if self.what == "model":
+            raise MemoryError
+        super().place(model, options)
+
+    def create_optimizer(self, parameters: Any, options: TrainingOptions) -> MasterOptimizer:
+        optimizer = super().create_optimizer(parameters, options)
+
+        class Full(type(optimizer.optimizer)):  # type: ignore[misc]
+            def step(self) -> None:
+                raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+
+        optimizer.optimizer.__class__ = Full
+        return optimizer
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("model", r"cpu has not enough memory for the model and its fp32 masters. Set optimizer = .adafactor., or train adap"),
+        ("state", r"cpu has not enough memory for gradients and the optimizer's state. Set optimizer = .adafactor."),
+    ],
+)
+def test_memory_that_no_smaller_micro_batch_saves_is_an_error_with_advice(tmp_path: Path, what: str, message: str) -> None:
+    with pytest.raises(SysscanError, match=message):
+        train(make_job(tmp_path), Refusing(what))
+
+
+def test_a_device_may_replace_the_models_parameters(tmp_path: Path) -> None:
+    """Accelerators whose tensors are of another kind do so when a model is moved to them."""
+
+    class Replacing(CPU):
+        def place(self, model: Any, options: TrainingOptions) -> None:
+            for module in model.modules():
+                for name, parameter in list(module.named_parameters(recurse=False)):
+                    setattr(module, name, torch.nn.Parameter(parameter.detach().clone()))
+            super().place(model, options)
+
+    replaced, _ = train(make_job(tmp_path, out="a"), Replacing())
+    kept, _ = train(make_job(tmp_path, out="b"))
+    assert weights(replaced) == weights(kept)
+
+
+def test_every_batch_has_the_same_shape(tmp_path: Path) -> None:
+    class Measuring(CPU):
+        def __init__(self) -> None:
+            super().__init__()
+            self.shapes: set[tuple[int, ...]] = set()
+
+        def forward_backward(self, model: Any, batch: Batch, scale: float) -> torch.Tensor:
+            self.shapes.add(batch.ids_BT.shape)
+            return super().forward_backward(model, batch, scale)
+
+        def evaluate(self, model: Any, batch: Batch) -> torch.Tensor:
+            self.shapes.add(batch.ids_BT.shape)
+            return super().evaluate(model, batch)
+
+    device = Measuring()
+    _, result = train(make_job(tmp_path), device, packing=False, batch_size=5, micro_batch_size=3)
+    assert result.steps == 5, "24 rows, the last step has 4"
+    assert device.shapes == {(3, 128)}
+
+
 class Poisoned(CPU):
     """Loses its mind at one step."""
 
@@ -242,6 +313,15 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_documents(tmp_pat
     assert all(parameter.isfinite().all() for parameter in model.parameters())
 
 
+def test_a_validation_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
+    with pytest.raises(SysscanError, match=r"validation loss after step 1 is not finite .nan.; training stopped. Lower learn"):
+        train(make_job(tmp_path), max_steps=1, learning_rate=1e35)
+    model = tiny_model()
+    model.model.norm.weight.data.fill_(math.nan)
+    with pytest.raises(SysscanError, match=r"after step 0 is not finite .nan.; training stopped. Look at the base model's w"):
+        train(make_job(tmp_path, out="other"), model=model)
+
+
 def test_data_whose_labels_are_all_masked_is_refused(tmp_path: Path) -> None:
     questions = [{"id": "a", "messages": [{"role": "user", "content": "only questions"}]}]
     with pytest.raises(DataError, match=r"no token to learn from.*only questions"):
@@ -254,6 +334,16 @@ def test_without_a_validation_split_there_is_no_validation_loss(tmp_path: Path) 
     _, result = train(job)
     assert result.first_valid_loss is None
     assert result.final_valid_loss is None
+
+
+def test_a_validation_split_without_answers_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SYSSCAN_PROGRESS", "on")
+    job = make_job(tmp_path)
+    job.splits.valid.write_text('{"id": "a", "messages": [{"role": "user", "content": "only questions"}]}\n')
+    assert train(job)[1].final_valid_loss is None
+    assert "valid.jsonl has no token to learn from: there will be no validation loss" in capsys.readouterr().err
 
 
 def test_validation_reads_the_same_rows_each_time(tmp_path: Path) -> None:
@@ -277,6 +367,12 @@ def test_the_schedule_warms_up_and_falls_along_a_cosine() -> None:
 def test_a_micro_batch_larger_than_the_batch_is_refused() -> None:
     with pytest.raises(ValueError, match="micro_batch_size 8 is larger than batch_size 4; set it to 4 or less"):
         Options(batch_size=4, micro_batch_size=8)
+
+
+@pytest.mark.parametrize("option", ["epochs", "learning_rate"])
+def test_endless_training_is_refused(option: str) -> None:
+    with pytest.raises(ValueError, match="finite number"):
+        Options(**{option: math.inf})
 
 
 def test_options_that_do_not_affect_the_result_are_no_part_of_the_key() -> None:
