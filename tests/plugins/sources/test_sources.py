@@ -176,7 +176,7 @@ def test_a_hub_model_is_resolved_to_a_commit_and_brings_no_pickles(hub: tuple[st
     assert done.returncode == 0, done.stderr
     assert COMMIT in done.stdout
     assert "s3cret" not in done.stdout + done.stderr
-    base = BaseCheckpoint.load(tmp_path / "models" / "bases" / "org-name")
+    base = BaseCheckpoint.load(tmp_path / "models" / "bases" / "org--name")
     assert (base.reference, base.revision, base.licence) == ("org/name", COMMIT, "llama3")
     assert set(base.files) == {"config.json", "model.safetensors", "tokenizer.json", "README.md"}
     assert not (base.root / "pytorch_model.bin").exists()
