@@ -13,7 +13,7 @@ from sysscan_models import hookspecs
 from sysscan_models.cli import cli
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "plugins" / "README.md", ROOT / "integration" / "README.md", ROOT / "tests/benchmarks/README.md"]
+PAGES = [ROOT / name for name in ("README.md", "plugins/README.md", "integration/README.md", "tests/benchmarks/README.md")]
 BLOCKS = [(page, block) for page in PAGES for block in re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL)]
 LINES = [(page.name, line.partition("#")[0].strip()) for page, block in BLOCKS for line in block.splitlines()]
 INLINE = [("inline", line) for page in PAGES for line in re.findall(r"`(sysscan-models [a-z][^`]*)`", page.read_text())]
@@ -33,7 +33,8 @@ def test_every_command_line_of_the_documents_parses(page: str, line: str) -> Non
 
 def test_make_targets_of_the_readme_exist() -> None:
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    named = {name for text in (ROOT / "README.md").read_text().split("`") for name in re.findall(r"^make ([a-z-]+)", text, re.MULTILINE)}
+    spans = (ROOT / "README.md").read_text().split("`")
+    named = {name for text in spans for name in re.findall(r"^make ([a-z-]+)", text, re.MULTILINE)}
     assert {"demo", "test"} <= named <= targets
 
 
