@@ -173,7 +173,7 @@ def doctor(online: bool, **options: Any) -> None:
 @configured
 def prepare(archive: Path | None, out: Path | None, strict: bool, **options: Any) -> None:
     """Turn an archive into train, valid and test splits per role."""
-    from sysscan_models import splits
+    from sysscan_models import split_report, splits
     from sysscan_models.errors import UserError
     from sysscan_models.pipeline import Pipeline
 
@@ -184,8 +184,8 @@ def prepare(archive: Path | None, out: Path | None, strict: bool, **options: Any
     else:
         made = splits.prepare_plain(archive, out or Path("data"), config=_optional_config(options))
     root = next(iter(made.values())).root.parent
-    click.echo(splits.report_text(root))
-    if strict and (count := splits.set_aside_count(root)):
+    click.echo(split_report.report_text(root))
+    if strict and (count := split_report.set_aside_count(root)):
         raise UserError(f"{count} records were set aside (--strict); {root / 'report.json'} lists them")
 
 

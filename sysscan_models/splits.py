@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -32,28 +32,17 @@ from sysscan_models.progress import Progress
 from sysscan_models.prompts import Example, example, redact
 from sysscan_models.roles import GENERALIST, SPECIALIST, ModelRole
 from sysscan_models.routing import LexiconRouter
-from sysscan_models.terminal import printable
+from sysscan_models.split_report import EXAMPLES, REPORT, REVIEW, SET_ASIDE, SPLITS, Divided, Tally, report_of
 
 if TYPE_CHECKING:
     from sysscan_models.config import DataOptions, RunConfig
 
-SPLITS = ("train", "valid", "test")
-REPORT = "report.json"
-SET_ASIDE = "set_aside.jsonl"
-REVIEW = "review.jsonl"
-EXAMPLES = 5
-"""Examples that the report names for each reason; SET_ASIDE and REVIEW name all."""
-TERMS = 15
-"""Routing terms that the report shows for each role."""
+__all__ = ["SPLITS", "archive_digest", "prepare", "prepare_plain", "redacted", "split_of", "splits_inputs"]
+
 REVIEW_BELOW = 0.2
 """Documents are listed for review when the router is less sure than this (0 is at its threshold, 1 beyond doubt)."""
 BUCKETS = 128
 """Files of the spool: one of them at a time is held in memory."""
-DISTINCT_REASONS = 20_000
-"""Routing reasons that are counted one by one, so that endless ones cannot fill the memory."""
-DISTINCT_ROLES = 50
-"""Names of roles that are counted one by one, those of the configuration included; the data may bring any others."""
-MORE_ROLES = "other names"
 WORK = ".prepare"
 
 
@@ -95,7 +84,9 @@ def prepare(
                     kinds=dict(sorted(divided.kinds[role.name].items())),
                     dataset_digest=divided.digest,
                 ).save(folder)
-            _write_report(work, archive, inputs["archive"], seed, tally, divided)
+            with _synced(work / REPORT) as stream:
+                report = report_of(archive, inputs["archive"], seed, tally, divided)
+                stream.write(orjson.dumps(report, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
             _publish(work, out_dir, roles)
     except OSError as error:
         raise SysscanError(
@@ -184,42 +175,6 @@ def _contracts_digest(roles: Sequence[ModelRole]) -> str:
 # Reading: archive -> spool -------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class _Tally:
-    """What was read and where it went, counted while reading. `known` are the names of the configured roles."""
-
-    known: frozenset[str] = frozenset()
-    documents: int = 0
-    redacted: int = 0
-    review: int = 0
-    set_aside: Counter[str] = field(default_factory=Counter)
-    examples: dict[str, list[dict[str, str]]] = field(default_factory=dict)
-    routed: Counter[str] = field(default_factory=Counter)
-    reasons: Counter[tuple[str, str]] = field(default_factory=Counter)
-
-    def count_route(self, decision: Decision) -> None:
-        """Count a decision; the data may name a role of its own in every document, and only so many are told apart."""
-        name = decision.role
-        if name not in self.known and name not in self.routed and len(self.routed) >= DISTINCT_ROLES:
-            name = MORE_ROLES
-        self.routed[name] += 1
-        for reason in decision.reasons:
-            if (name, reason) in self.reasons or len(self.reasons) < DISTINCT_REASONS:
-                self.reasons[name, reason] += 1
-
-    def count_set_aside(self, entry: SetAside) -> dict[str, str]:
-        named = {"source": redact(entry.source), "reason": entry.reason, "detail": redact(entry.detail)}
-        self.set_aside[entry.reason] += 1
-        shown = self.examples.setdefault(entry.reason, [])
-        if len(shown) < EXAMPLES:
-            shown.append({key: value for key, value in named.items() if value and key != "reason"})
-        return named
-
-    def top_terms(self, role: str) -> dict[str, int]:
-        found = [(reason, count) for (name, reason), count in self.reasons.items() if name == role]
-        return dict(sorted(found, key=lambda item: (-item[1], item[0]))[:TERMS])
-
-
 def _fill_spool(
     archive: Path,
     work: Path,
@@ -229,10 +184,10 @@ def _fill_spool(
     readers: Sequence[Reader],
     options: DataOptions,
     seed: int,
-) -> _Tally:
+) -> Tally:
     """Read the archive once; every line goes to the bucket of its content hash, finished but for the duplicates."""
     by_name = {role.name: role for role in roles}
-    tally = _Tally(known=frozenset(by_name))
+    tally = Tally(known=frozenset(by_name))
     (work / "spool").mkdir()
     with ExitStack() as stack, Progress("prepare", unit="documents") as bar:
         buckets = [stack.enter_context(_bucket(work, number).open("wb")) for number in range(BUCKETS)]
@@ -326,24 +281,9 @@ def _json_line(value: Any) -> bytes:
 # Writing: spool -> splits --------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class _Divided:
-    """What was kept, counted while writing."""
-
-    counts: dict[str, dict[str, int]]
-    kinds: dict[str, Counter[str]]
-    duplicates: int = 0
-    duplicate_examples: list[dict[str, str]] = field(default_factory=list)
-    digest: str = ""
-
-    @property
-    def kept(self) -> int:
-        return sum(sum(counts.values()) for counts in self.counts.values())
-
-
-def _write_splits(work: Path, roles: Sequence[ModelRole]) -> _Divided:
+def _write_splits(work: Path, roles: Sequence[ModelRole]) -> Divided:
     """Write every split in the order of the content hashes, each content once."""
-    divided = _Divided({role.name: dict.fromkeys(SPLITS, 0) for role in roles}, {role.name: Counter() for role in roles})
+    divided = Divided({role.name: dict.fromkeys(SPLITS, 0) for role in roles}, {role.name: Counter() for role in roles})
     dataset = hashlib.sha256()
     with ExitStack() as stack:
         files: dict[tuple[bytes, bytes], IO[bytes]] = {}
@@ -370,7 +310,7 @@ def _write_splits(work: Path, roles: Sequence[ModelRole]) -> _Divided:
     return divided
 
 
-def _count_duplicate(divided: _Divided, kept: bytes, line: bytes) -> None:
+def _count_duplicate(divided: Divided, kept: bytes, line: bytes) -> None:
     divided.duplicates += 1
     if len(divided.duplicate_examples) < EXAMPLES:
         first, second = orjson.loads(kept), orjson.loads(line)
@@ -385,7 +325,7 @@ def _synced(path: Path) -> Iterator[IO[bytes]]:
         os.fsync(stream.fileno())
 
 
-def _refuse_empty(archive: Path, roles: Sequence[ModelRole], tally: _Tally, divided: _Divided) -> None:
+def _refuse_empty(archive: Path, roles: Sequence[ModelRole], tally: Tally, divided: Divided) -> None:
     empty = [role.name for role in roles if not divided.counts[role.name]["train"]]
     if not empty:
         return
@@ -482,72 +422,3 @@ def _publish(work: Path, out_dir: Path, roles: Sequence[ModelRole]) -> None:
             publish(work / role.name, folder)
         finally:
             _recover(folder)
-
-
-# The report ----------------------------------------------------------------------------------------------------------------
-
-
-def _write_report(work: Path, archive: Path, digest: str, seed: int, tally: _Tally, divided: _Divided) -> None:
-    report = {
-        "archive": redact(archive.name),
-        "archive_sha256": digest,
-        "seed": seed,
-        "read": tally.documents,
-        "kept": divided.kept,
-        "duplicates": divided.duplicates,
-        "duplicate_examples": divided.duplicate_examples,
-        "redacted": tally.redacted,
-        "set_aside": {
-            reason: {"count": count, "examples": tally.examples[reason]} for reason, count in sorted(tally.set_aside.items())
-        },
-        "roles": {
-            name: {**counts, "kinds": dict(sorted(divided.kinds[name].items()))} for name, counts in divided.counts.items()
-        },
-        "role_not_configured": {name: count for name, count in sorted(tally.routed.items()) if name not in divided.counts},
-        "routing": {name: {"documents": count, "terms": tally.top_terms(name)} for name, count in sorted(tally.routed.items())},
-        "review": tally.review,
-        "notes": [
-            f"{name}: the {split} split is empty; give more documents or a larger data.{split}_fraction"
-            for name, counts in divided.counts.items()
-            for split in ("valid", "test")
-            if not counts[split]
-        ],
-    }
-    with _synced(work / REPORT) as stream:
-        stream.write(orjson.dumps(report, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
-
-
-def read_report(root: Path) -> dict[str, Any]:
-    """Return the report that `prepare` left in its output folder; raise UserError when there is none."""
-    try:
-        report = orjson.loads((Path(root) / REPORT).read_bytes())
-    except (OSError, orjson.JSONDecodeError) as error:
-        raise UserError(f"{root} holds no readable {REPORT} ({error}); run `sysscan-models prepare` first") from error
-    if not isinstance(report, dict):
-        raise UserError(f"{Path(root) / REPORT} is not a report of `sysscan-models prepare`; run it again")
-    return report
-
-
-def set_aside_count(root: Path) -> int:
-    """Return how many members and records were set aside."""
-    return sum(reason["count"] for reason in read_report(root)["set_aside"].values())
-
-
-def report_text(root: Path) -> str:
-    """Return the report as a table in plain text: what was read, kept, set aside, and what each role got."""
-    report = read_report(root)
-    rows = [(name, report[name]) for name in ("read", "kept", "duplicates", "redacted")]
-    rows += [(f"for {name}, which is no role here", count) for name, count in report["role_not_configured"].items()]
-    rows += [("review (near the threshold)", report["review"])] if report["review"] else []
-    rows += [("set aside", set_aside_count(root))]
-    rows += [(f"  {reason}", found["count"]) for reason, found in report["set_aside"].items()]
-    width = max(len(name) for name, _ in rows)
-    lines = [f"{name:<{width}}  {count:>9,}" for name, count in rows]
-    width = max(len("role"), *(len(name) for name in report["roles"]))
-    lines += ["", f"{'role':<{width}}" + "".join(f"{split:>10}" for split in SPLITS) + "  kinds"]
-    for name, role in report["roles"].items():
-        kinds = ", ".join(f"{kind} {count:,}" for kind, count in role["kinds"].items())
-        lines.append(f"{name:<{width}}" + "".join(f"{role[split]:>10,}" for split in SPLITS) + f"  {kinds}")
-    lines += ["", *report["notes"]] if report["notes"] else []
-    listed = [name for name, count in ((SET_ASIDE, report["set_aside"]), (REVIEW, report["review"])) if count]
-    return printable("\n".join([*lines, "", f"details: {', '.join(str(Path(root) / name) for name in (REPORT, *listed))}"]))

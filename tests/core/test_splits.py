@@ -25,16 +25,8 @@ from sysscan_models.interfaces import Decision, Member, Reader, Router
 from sysscan_models.pipeline import current
 from sysscan_models.roles import GENERALIST, SPECIALIST
 from sysscan_models.routing import LexiconRouter
-from sysscan_models.splits import (
-    DISTINCT_ROLES,
-    archive_digest,
-    prepare,
-    prepare_plain,
-    read_report,
-    report_text,
-    set_aside_count,
-    splits_inputs,
-)
+from sysscan_models.split_report import DISTINCT_ROLES, EXAMPLES, read_report, report_text, set_aside_count
+from sysscan_models.splits import archive_digest, prepare, prepare_plain, splits_inputs
 
 READERS = (JsonReader(), JsonLinesReader())
 OPTIONS = DataOptions(valid_fraction=0.1, test_fraction=0.1)
@@ -256,7 +248,7 @@ def test_the_report_accounts_for_every_record(tmp_path):
 
 def test_the_report_names_only_some_and_the_list_all(tmp_path):
     run(archive(tmp_path / "a.tar.gz", [*corpus(10), *({"x": number} for number in range(30))]), tmp_path / "out")
-    assert len(read_report(tmp_path / "out")["set_aside"]["empty document"]["examples"]) == splits.EXAMPLES
+    assert len(read_report(tmp_path / "out")["set_aside"]["empty document"]["examples"]) == EXAMPLES
     assert len(lines(tmp_path / "out" / "set_aside.jsonl")) == 30
 
 

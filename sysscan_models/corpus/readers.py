@@ -1,0 +1,210 @@
+"""From a member's bytes to JSON values: one object, a list, a wrapper object with a list, or lines of objects.
+
+These are the two readers that come with the core, and their parser, which forgives what real exports hold (NaN, lone
+surrogates, huge numbers). Memory is bounded by the limit of a record, however large the member. Members are not looked for
+here, and what a value means is for `records`.
+"""
+
+from __future__ import annotations
+
+import codecs
+import io
+import json
+import re
+from collections.abc import Iterator
+from typing import Any, BinaryIO, ClassVar, cast
+
+import orjson
+
+from sysscan_models.corpus.containers import MAX_RECORD_BYTES, LimitedMember
+from sysscan_models.corpus.records import SAYS, BadRecord, document
+from sysscan_models.documents import Document, SetAside
+from sysscan_models.interfaces import Member, Reader
+
+
+class JsonReader(Reader):
+    """Reads .json: one object, a list of objects, or a wrapper object with one list of objects; also lines of objects."""
+
+    name: ClassVar[str] = "json"
+
+    def reads(self, name: str) -> bool:
+        """Say whether the name ends in .json."""
+        return name.lower().endswith(".json")
+
+    def read(self, member: Member) -> Iterator[Document | SetAside]:
+        """Yield a document for each object. Only a list may be larger than one record."""
+        limit = record_limit(member)
+        data = member.stream.read(limit + 1)
+        if len(data) > limit:
+            rest = cast(BinaryIO, io.BufferedReader(_Joined(data, member.stream), 1 << 18))
+            listed = data.lstrip(codecs.BOM_UTF8 + _BLANKS).startswith(b"[")
+            yield from _large_list(member.name, rest, limit) if listed else _lines(member.name, rest, limit)
+            return
+        try:
+            value = parse(data)
+        except BadRecord as bad:
+            first = data.lstrip(codecs.BOM_UTF8 + _BLANKS).split(b"\n", 1)
+            if len(first) == 2 and _is_object(first[0]):
+                yield from _lines(member.name, io.BytesIO(data), limit)
+            else:
+                yield SetAside(member.name, bad.reason, bad.detail)
+            return
+        items = _items(value)
+        if items is None:
+            yield document(value, member.name)
+        elif not items:
+            yield SetAside(member.name, "empty list")
+        else:
+            yield from (document(item, f"{member.name}[{index}]") for index, item in enumerate(items))
+
+
+class JsonLinesReader(Reader):
+    """Reads .jsonl and .ndjson: one object on each line, blank lines left out."""
+
+    name: ClassVar[str] = "jsonl"
+
+    def reads(self, name: str) -> bool:
+        """Say whether the name ends in .jsonl or .ndjson."""
+        return name.lower().endswith((".jsonl", ".ndjson"))
+
+    def read(self, member: Member) -> Iterator[Document | SetAside]:
+        """Yield a document for each line; a line that is too long is skipped without being held in memory."""
+        return _lines(member.name, member.stream, record_limit(member))
+
+
+def record_limit(member: Member) -> int:
+    """Return the largest record of a member that a reader may hold in memory, in bytes."""
+    return member.max_record_bytes if isinstance(member, LimitedMember) else MAX_RECORD_BYTES
+
+
+_BLANKS = b" \t\r\n"
+
+
+class _Joined(io.RawIOBase):
+    """Bytes that were read already, and then the rest of their stream."""
+
+    def __init__(self, head: bytes, stream: BinaryIO) -> None:
+        super().__init__()
+        self._head, self._stream = io.BytesIO(head), stream
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._head.read(len(buffer)) or self._stream.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+
+def _lines(name: str, stream: BinaryIO, limit: int) -> Iterator[Document | SetAside]:
+    number, said = 0, False
+    while line := stream.readline(limit + 2):
+        number += 1
+        source = f"{name}:{number}"
+        if len(line.rstrip(b"\r\n")) > limit:
+            while line and not line.endswith(b"\n"):
+                line = stream.readline(1 << 20)
+            said = True
+            yield SetAside(source, "record too large", f"more than {limit:,} bytes")
+        elif line.strip():
+            said = True
+            try:
+                value = parse(line)
+            except BadRecord as bad:
+                yield SetAside(source, bad.reason, bad.detail)
+            else:
+                yield document(value, source)
+    if not said:
+        yield SetAside(name, "empty file")
+
+
+def _large_list(name: str, stream: BinaryIO, limit: int) -> Iterator[Document | SetAside]:
+    """Yield the objects of a list that is larger than a record, holding no more than one of them at a time."""
+    text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
+    index = -1
+    try:
+        for index, value in enumerate(_elements(text, limit)):
+            yield document(value, f"{name}[{index}]")
+    except BadRecord as bad:
+        yield SetAside(f"{name}[{index + 1}]", bad.reason, "the rest of the list was not read")
+    except UnicodeDecodeError:
+        yield SetAside(f"{name}[{index + 1}]", "not UTF-8 text", "the rest of the list was not read")
+    except RecursionError:
+        yield SetAside(f"{name}[{index + 1}]", "nested too deeply", "the rest of the list was not read")
+    finally:
+        text.detach()
+
+
+def _elements(text: io.TextIOWrapper, limit: int) -> Iterator[Any]:
+    buffer, step = "", 1 << 16
+    while not buffer:
+        buffer = text.read(step).lstrip()
+    buffer = buffer.removeprefix("[")
+    position = 0
+    while True:
+        position = cast(re.Match[str], _BETWEEN.match(buffer, position)).end()
+        if buffer.startswith("]", position):
+            return
+        try:
+            value, end = _DECODER.raw_decode(buffer, position)
+        except json.JSONDecodeError:
+            end = len(buffer)
+        if end < len(buffer):  # a number at the very end may go on
+            yield value
+            position, step = end, 1 << 16
+            continue
+        if len(buffer) - position > limit:
+            raise BadRecord("record too large")
+        if not (more := text.read(step)):
+            raise BadRecord("not JSON")
+        buffer, position, step = buffer[position:] + more, 0, step * 2
+
+
+_BETWEEN = re.compile(r"[\s,]*")
+
+
+def _integer(digits: str) -> int | float:
+    """Parse an integer of any length: Python refuses 4,300 digits and more, and orjson writes no more than 64 bits."""
+    return int(digits) if len(digits) < 19 else float(digits)
+
+
+_DECODER = json.JSONDecoder(strict=False, parse_constant=lambda _: None, parse_int=_integer)
+
+
+def parse(data: bytes) -> Any:
+    """Parse one JSON value: strictly and fast, else leniently (NaN, lone surrogates, control characters, huge numbers).
+
+    Raises BadRecord for what is no JSON, no UTF-8, empty, or nested too deeply.
+    """
+    data = data.removeprefix(codecs.BOM_UTF8).strip()
+    if not data:
+        raise BadRecord("empty file")
+    try:
+        return orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        fault = error
+    try:
+        return _DECODER.decode(data.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise BadRecord("not UTF-8 text", f"byte {error.start}: {error.reason}") from None
+    except json.JSONDecodeError:
+        raise BadRecord("not JSON", f"{fault.msg} (line {fault.lineno}, column {fault.colno})") from None
+    except RecursionError:
+        raise BadRecord("nested too deeply") from None
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        return isinstance(parse(line), dict)
+    except BadRecord:
+        return False
+
+
+def _items(value: Any) -> list[Any] | None:
+    """Return the list that a value is or wraps, or None when it is one record itself."""
+    if isinstance(value, list):
+        return value
+    if not isinstance(value, dict) or any(value.get(key) not in (None, "", []) for key in SAYS):
+        return None
+    lists = [item for item in value.values() if isinstance(item, list) and any(isinstance(inner, dict) for inner in item)]
+    return lists[0] if len(lists) == 1 else None
