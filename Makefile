@@ -49,27 +49,28 @@ install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
 
 $(VENV)/.base: constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(PIP) install "pip>=25.1"
+	@echo "making a virtual environment in $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) install "pip>=25.1"
 	@echo "installing torch $(TORCH)"
-	$(PIP) install torch==$(TORCH)
+	@$(PIP) install torch==$(TORCH)
 	@mkdir -p $(WHEELS)
 	@ls $(WHEELS)/llama_cpp_python-$(LLAMA)-*.whl >/dev/null 2>&1 || { \
 	  echo "building llama-cpp-python $(LLAMA) once, about 5 minutes on 2 cores; it is kept in $(WHEELS)"; \
 	  CMAKE_ARGS="-DCMAKE_C_FLAGS='$(NO_AMX)' -DCMAKE_CXX_FLAGS='$(NO_AMX)'" \
 	  $(PIP) wheel --no-cache-dir --no-deps --wheel-dir $(WHEELS) llama-cpp-python==$(LLAMA); }
-	$(PIP) install --no-deps --no-index --find-links $(WHEELS) llama-cpp-python==$(LLAMA)
-	touch $@
+	@$(PIP) install --no-deps --no-index --find-links $(WHEELS) llama-cpp-python==$(LLAMA)
+	@touch $@
 
 $(VENV)/.installed: $(VENV)/.base pyproject.toml
 	@echo "installing sysscan-models and what it needs"
-	$(PIP) install --constraint constraints.txt --find-links $(WHEELS) -e ".[train,gguf,demo]"
-	touch $@
+	@$(PIP) install --constraint constraints.txt --find-links $(WHEELS) -e ".[train,gguf,demo]"
+	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.base pyproject.toml
 	@echo "installing sysscan-models, what it needs, and the tools of its tests"
-	$(PIP) install --constraint constraints.txt --find-links $(WHEELS) -e ".[train,gguf,demo,testing]" --group dev
-	touch $@ $(VENV)/.installed
+	@$(PIP) install --constraint constraints.txt --find-links $(WHEELS) -e ".[train,gguf,demo,testing]" --group dev
+	@touch $@ $(VENV)/.installed
 
 clean:
 	rm -rf $(VENV) $(DEMO) $(DEMO)-full .mypy_cache .ruff_cache .pytest_cache

@@ -333,10 +333,13 @@ def run(force: bool, **options: Any) -> None:
     if not force:
         planning.refuse(price)
     made = work.run()
-    click.echo(packaging.verify(made.root).as_text())
+    verification = packaging.verify(made.root)
+    click.echo(verification.as_text())
+    if not verification.ok:
+        sys.exit(1)
     if work.config.package.sample_findings:
         click.echo(samples.before_and_after(work, count=work.config.package.sample_findings))
-    click.echo(f"package: {made.root}")
+    click.echo("\n" + "\n".join(f"{what:25} {path}" for what, path in work.results().items()))
 
 
 @cli.command()

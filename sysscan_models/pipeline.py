@@ -35,6 +35,7 @@ from sysscan_models.packaging import package
 from sysscan_models.plugins import Registry, plugin_manager
 from sysscan_models.progress import say
 from sysscan_models.roles import ModelRole
+from sysscan_models.split_report import report_text
 from sysscan_models.splits import prepare, splits_inputs
 
 A = TypeVar("A", bound=Artifact)
@@ -78,11 +79,20 @@ class Pipeline:
         """Do whatever is missing, from the archive to the package."""
         self.check()
         splits = self.prepare()
+        say(report_text(self.layout.data))
         for name in self.config.roles:
             self.train(name, splits[name])
             self.merge(name)
             self.quantize(name)
         return self.package()
+
+    def results(self) -> dict[str, Path]:
+        """Return what a person would open after a run, by name; only what exists."""
+        curves = {f"loss curve of {name}": self.checkpoint(name).root / "loss.png" for name in self.config.roles}
+        data, answers = self.layout.data / "report.json", self.layout.models / "before_and_after.md"
+        found = {"package": self.layout.package, "model card": self.layout.package / "README.md", **curves}
+        found |= {"data report": data, "before and after": answers}
+        return {what: path for what, path in found.items() if path.exists()}
 
     def check(self) -> None:
         """Fetch every base model and ask trainers and quantizers whether they can use it, before anything costs time."""
@@ -129,6 +139,8 @@ class Pipeline:
         if scheme != "path" and (base := _intact(BaseCheckpoint, out_dir)):
             return base
         source: Source = self.registry.get("sources", scheme)()
+        if scheme != "path":
+            say(f"fetch {name}: {part.base}")
         fetched = source.fetch(ref, out_dir, revision=part.revision, offline=self.config.offline)
         return fetched if scheme == "path" else fetched.save(out_dir)
 
