@@ -136,7 +136,8 @@ def init(folder: Path, recipe: str, force: bool) -> None:
     if path.exists() and not force:
         raise UserError(f"{path} exists; --force overwrites it")
     write_atomically(path, text.encode())
-    click.echo(f"wrote {path}. Next: sysscan-models plan, then sysscan-models run")
+    where = "" if folder == Path() else f" -c {path}"
+    click.echo(f"wrote {path}. Next: sysscan-models plan{where}, then sysscan-models run{where}")
 
 
 @cli.command()
@@ -186,7 +187,7 @@ def prepare(archive: Path | None, out: Path | None, strict: bool, **options: Any
     root = next(iter(made.values())).root.parent
     click.echo(split_report.report_text(root))
     if strict and (count := split_report.set_aside_count(root)):
-        raise UserError(f"{count} records were set aside (--strict); {root / 'report.json'} lists them")
+        raise UserError(f"{count} records were set aside (--strict); {root / 'set_aside.jsonl'} lists them")
 
 
 def _optional_config(options: dict[str, Any]) -> RunConfig | None:

@@ -77,6 +77,7 @@ class Pipeline:
 
     def run(self) -> ModelPackage:
         """Do whatever is missing, from the archive to the package."""
+        self._check_device()
         self.check()
         splits = self.prepare()
         say(report_text(self.layout.data))
@@ -98,6 +99,12 @@ class Pipeline:
         """Fetch every base model and ask trainers and quantizers whether they can use it, before anything costs time."""
         for name in self.config.roles:
             self._check_base(name, self.fetch(name))
+
+    def _check_device(self) -> None:
+        if self.config.device == "tpu":
+            raise UserError(
+                "this release cannot train on a TPU yet: `plan` prices it, nothing more. Set device to auto, cpu or cuda"
+            )
 
     def _check_base(self, name: str, base: BaseCheckpoint) -> None:
         part = self.config.role(name)
@@ -153,6 +160,7 @@ class Pipeline:
         inputs = {"base": base.digest, "splits": splits.digest}
 
         def work() -> Checkpoint:
+            self._check_device()
             self._check_base(name, base)  # `train` alone refuses what could never be exported, as `run` does
             return part.trainer.train(job)
 

@@ -55,11 +55,13 @@ def prepare(
     readers: Sequence[Reader],
     options: DataOptions,
     seed: int,
+    allow_empty: bool = False,
 ) -> dict[str, Splits]:
     """Write `out_dir/ROLE/{train,valid,test}.jsonl` for every role, and the reports, and return the saved artifacts by role.
 
-    Raises DataError when the archive cannot be read or leaves a role without training examples, UserError when `out_dir` cannot
-    be used. Until everything is written nothing in `out_dir` changes; then each role's folder is replaced at once.
+    Raises DataError when the archive cannot be read or leaves a role (with `allow_empty`: every role) without training
+    examples, UserError when `out_dir` cannot be used. Until everything is written nothing in `out_dir` changes; then each
+    role's folder is replaced at once.
     """
     started = time.monotonic()
     archive, out_dir = Path(archive), Path(out_dir)
@@ -69,7 +71,8 @@ def prepare(
         with _workspace(out_dir, roles) as work:
             tally = _fill_spool(archive, work, roles=roles, router=router, readers=readers, options=options, seed=seed)
             divided = _write_splits(work, roles)
-            _refuse_empty(archive, roles, tally, divided)
+            if not allow_empty or not any(divided.counts[role.name]["train"] for role in roles):
+                _refuse_empty(archive, roles, tally, divided)
             made = made_now(seconds=time.monotonic() - started)
             for role in roles:
                 folder = work / role.name
@@ -113,6 +116,7 @@ def prepare_plain(archive: Path, out_dir: Path, *, config: RunConfig | None = No
         readers=readers,
         options=DataOptions(),
         seed=17,
+        allow_empty=True,  # nobody configured both roles; the table shows that one got nothing
     )
 
 

@@ -52,7 +52,8 @@ def tpu(config: RunConfig | None) -> Check:
     if not kind:
         if not wanted:
             return Check(name, "ok", "none was found, and none is asked for")
-        advice = "On Colab: Runtime > Change runtime type > TPU (some types need Colab Pro+). Elsewhere use a Cloud TPU VM"
+        advice = "On Colab: Runtime > Change runtime type > TPU (some types need Colab Pro+). Elsewhere use a Cloud TPU VM. "
+        advice += "This release cannot train on a TPU yet"
         return Check(name, "fail", "no TPU was found (no /dev/accel*, none of the TPU's environment variables)", advice)
     found = f"TPU {kind}" if kind != "unknown" else "a TPU of unknown type"
     if not xla:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -70,13 +70,20 @@ class LoadedPackage:
             raise UserError(f"package {self.manifest.root}: {unknown_name('role', role, self.models)}")
         return self.models[role]
 
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the names of its roles."""
+        return iter(self.models)
+
+    def __len__(self) -> int:
+        return len(self.models)
+
 
 def load_package(
-    folder: Path | str, *, check: Literal["size", "hash"] = "size", registry: Registry | None = None
+    folder: Path | str, *, check: Literal["size", "hash"] = "hash", registry: Registry | None = None
 ) -> LoadedPackage:
     """Open a package for serving.
 
-    `check` is how closely the files are compared with the manifest: `size` takes no time, `hash` reads them all. Each role
+    `check` is how closely the files are compared with the manifest: `hash` reads them all, `size` takes no time. Each role
     follows the contract of the plugin that registers it, with the system prompt and context length that the model was packaged
     with. Raises UserError when there is no package or a role is not installed, IntegrityError when a file is not what the
     manifest says.

@@ -144,6 +144,24 @@ def test_errors_show_neither_secrets_nor_escape_sequences(tmp_path: Path) -> Non
     assert (done.returncode, "\x1b" in done.stderr, "red.jsonl" in done.stderr) == (2, False, True)
 
 
+def test_prepare_of_a_plain_archive_may_leave_a_role_empty(tmp_path: Path) -> None:
+    lines = [
+        json.dumps({"title": f"CVE in sudo {n}", "description": f"CVE-2021-{n}", "content": f"text {n}"}) for n in range(60)
+    ]
+    (tmp_path / "docs.jsonl").write_text("\n".join(lines))
+    done = sysscan("prepare", "docs.jsonl", "--out", "out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "specialist" / "train.jsonl").read_text()
+    assert (tmp_path / "out" / "generalist" / "train.jsonl").read_text() == ""
+
+
+def test_a_tpu_is_refused_before_anything_is_done(tmp_path: Path) -> None:
+    done = sysscan("run", "--force", "--recipe", "demo", "--set", "device=tpu", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "cannot train on a TPU yet" in done.stderr
+    assert not (tmp_path / "models").exists()
+
+
 @pytest.mark.parametrize("inherited", [signal.SIG_DFL, signal.SIG_IGN], ids=["terminal", "background"])
 def test_sigterm_stops_as_cleanly_as_ctrl_c(inherited: signal.Handlers) -> None:
     """A script's background job inherits an ignored SIGINT; it must end on SIGTERM all the same."""

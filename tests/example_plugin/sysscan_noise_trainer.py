@@ -1,6 +1,5 @@
 """A trainer that adds noise to a base model: of no use, and complete."""
 
-from pathlib import Path
 from shutil import copyfile
 
 from sysscan_models import hookimpl
@@ -16,15 +15,16 @@ class NoiseTrainer(Trainer):
     """Standard deviation of the noise."""
 
     def train(self, job: TrainJob) -> Checkpoint:
-        import numpy as np
-        from safetensors.numpy import load_file, save_file
+        import torch
+        from safetensors.torch import load_file, save_file
 
         job.out_dir.mkdir(parents=True, exist_ok=True)
         for file in job.base.files:
             copyfile(job.base.root / file, job.out_dir / file)
-        random = np.random.default_rng(job.seed)
-        for file in Path(job.out_dir).glob("*.safetensors"):
-            noisy = {name: (w + random.normal(0, self.scale, w.shape)).astype(w.dtype) for name, w in load_file(file).items()}
+        random = torch.Generator().manual_seed(job.seed)
+        for file in job.out_dir.glob("*.safetensors"):
+            weights = load_file(file)
+            noisy = {name: w + self.scale * torch.randn(w.shape, generator=random).to(w.dtype) for name, w in weights.items()}
             save_file(noisy, file, metadata={"format": "pt"})
         return Checkpoint(kind="full", steps=1).at(job.out_dir)
 

@@ -364,6 +364,7 @@ def _stop_signals() -> Iterator[list[int]]:
 
     def stop(number: int, _: object) -> None:
         received.append(number)
+        say("stopping after this step, then saving a checkpoint; a second signal stops at once and loses it")
         for restored, handler in before.items():
             signal.signal(restored, handler)
 
