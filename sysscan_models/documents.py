@@ -12,16 +12,15 @@ from typing import Any
 
 import orjson
 
-LABELS = ("severity", "risk_score", "techniques", "controls", "remediation")
-"""Extra keys of a document that the built-in role contracts know; all other extra keys are ignored."""
-
 
 @dataclass(frozen=True, slots=True)
 class Document:
     """One record of the dataset. Absent text is the empty string, absent lists are empty.
 
-    ``messages`` is chat data, a tuple of ``{"role": ..., "content": ...}``, used as it is when present. ``family`` groups
-    documents that splits must not divide. ``source`` is the archive member (and line) that the document came from.
+    ``labels`` holds the extra keys that the built-in role contracts know: severity, risk_score, techniques, controls,
+    remediation; all other extra keys are ignored. ``messages`` is chat data, a tuple of ``{"role": ..., "content": ...}``, used
+    as it is when present. ``family`` groups documents that splits must not divide. ``source`` is the archive member (and line)
+    that the document came from.
     ``role`` is the role that the data itself names for this document, if it does.
     """
 

@@ -15,6 +15,7 @@ import orjson
 
 from sysscan_models.errors import IntegrityError, UserError
 from sysscan_plugins.lora.tensor_file import StoredTensor, TensorFile
+from sysscan_plugins.training.base_model import model_config
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -34,7 +35,7 @@ class BaseFolder:
 
         Raises UserError for what is no model in this layout or was quantized, IntegrityError for damaged or missing files.
         """
-        config = _read_config(path)
+        config = model_config(path)
         if config.get("quantization_config"):
             raise UserError(
                 f"{path} is quantized; expected F32, F16 or BF16 weights. Take the base as it was before quantization"
@@ -60,19 +61,6 @@ class BaseFolder:
     def tied(self) -> bool:
         """Whether the embedding serves as lm_head too."""
         return bool(self.config.get("tie_word_embeddings", False))
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    try:
-        config = orjson.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise UserError(f"{folder} has no config.json: it is not a model in Hugging Face layout") from None
-    except (OSError, orjson.JSONDecodeError) as error:
-        raise IntegrityError(f"{path} cannot be read: {error}") from error
-    if not isinstance(config, dict):
-        raise IntegrityError(f"{path} holds {type(config).__name__}; expected an object")
-    return config
 
 
 def _weight_files(folder: Path) -> list[TensorFile]:

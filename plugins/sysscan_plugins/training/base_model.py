@@ -56,17 +56,23 @@ class BaseTokenizer:
         return ChatEncoder(HFTokenizer(self.tokenizer), self.template, supervise=options.supervise)
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """Return a base model's config.json; raise UserError for what cannot be trained."""
+def model_config(folder: Path) -> dict[str, Any]:
+    """Return the config.json of a folder in Hugging Face layout, whatever the model."""
     path = folder / "config.json"
     try:
         config = orjson.loads(path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"{folder} has no config.json: it is not a model in Hugging Face layout") from None
     except (OSError, orjson.JSONDecodeError) as error:
-        raise IntegrityError(f"{path} is damaged ({error}); fetch the base model again") from error
+        raise IntegrityError(f"{path} cannot be read ({error}); fetch the base model again") from error
     if not isinstance(config, dict):
         raise IntegrityError(f"{path} holds {type(config).__name__}; expected an object. Fetch the base model again")
+    return config
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return a base model's config.json; raise UserError for what cannot be trained."""
+    config = model_config(folder)
     if config.get("model_type") not in ARCHITECTURES:
         raise UserError(
             f"{folder} is a model of type {config.get('model_type')!r}, which training does not support. "
