@@ -24,11 +24,44 @@ FOLDER = click.Path(file_okay=False, path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
 
 
+COMMANDS = "sysscan_models.commands"
+"""Entry point group of verbs that other packages add: name -> click command."""
+
+
 class _Group(click.Group):
-    """Lists the verbs in the order of the work, not of the alphabet."""
+    """Lists the verbs in the order of the work, not of the alphabet; those of other packages after `ask`."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)
+        own = list(self.commands)
+        place = own.index("ask") + 1
+        return [*own[:place], *(name for name in self._installed() if name not in self.commands), *own[place:]]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if found := super().get_command(ctx, cmd_name):
+            return found
+        return self._load(cmd_name) if cmd_name in self._installed() else None
+
+    def _installed(self) -> dict[str, Any]:
+        from importlib.metadata import entry_points
+
+        return {point.name: point for point in sorted(entry_points(group=COMMANDS))}
+
+    def _load(self, name: str) -> click.Command:
+        """Return an installed verb; one that cannot be imported is listed and says why when it is called."""
+        point = self._installed()[name]
+        try:
+            command = point.load()
+            if isinstance(command, click.Command):
+                return command
+            reason = f"expected a click command, found {type(command).__name__}"
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - a stranger's module may fail in any way
+            reason = f"{type(error).__name__}: {error}"
+
+        def refuse(**_: object) -> None:
+            raise click.ClickException(f"the command {name!r} ({point.value}) cannot be used: {reason}")
+
+        settings = {"ignore_unknown_options": True, "allow_extra_args": True}
+        return click.Command(name, callback=refuse, help="(broken)", context_settings=settings)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})

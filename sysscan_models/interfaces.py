@@ -6,8 +6,11 @@ configuration calls it. Nothing here imports torch; a plugin's package should no
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Literal
@@ -190,6 +193,13 @@ class GenerationRequest:
     stop: tuple[str, ...] = ()
     json_schema: Mapping[str, Any] | None = None
     """When given, the answer is constrained to this JSON schema."""
+    top_p: float | None = None
+    grammar: str = ""
+    """When given, the answer is constrained to this grammar: GBNF with the rule `root`. Not together with a schema."""
+    deadline: float | None = None
+    """Seconds from the call of `generate`; then the answer ends where it is, with the finish reason `deadline`."""
+    shorten: bool = False
+    """Whether a prompt that does not fit the context may lose the end of its last turn's text, which a note then says."""
 
 
 @dataclass(frozen=True)
@@ -199,17 +209,61 @@ class GenerationEvent:
     id: str
     text: str
     finish_reason: str = ""
-    """Empty while the answer goes on; then `stop` (the model ended its turn), `length` or `cancelled`."""
+    """Empty while the answer goes on; then `stop` (the model ended its turn), `length`, `deadline`, `cancelled` or `error`."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    error: Exception | None = None
+    """What went wrong, for the finish reason `error`; the other requests of the call go on."""
 
 
 class Session(ABC):
-    """An open model. A context manager; `close()` frees its memory."""
+    """An open model, for any number of threads and event loops at once. A context manager; `close()` gives it back."""
 
     @abstractmethod
     def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[GenerationEvent]:
-        """Answer many requests, streaming events in any order; closing the iterator cancels what is left."""
+        """Answer many requests, streaming events in any order; closing the iterator cancels what is left.
+
+        Raises UserError, before anything is decoded, for a request that is malformed or cannot fit the context.
+        """
+
+    async def agenerate(self, requests: Sequence[GenerationRequest]) -> AsyncIterator[GenerationEvent]:
+        """Do what `generate` does without blocking the event loop; here by a thread that reads the iterator."""
+        loop, events = asyncio.get_running_loop(), asyncio.Queue[GenerationEvent | BaseException | None]()
+        stopped = threading.Event()
+
+        def tell(item: GenerationEvent | BaseException | None) -> None:
+            with suppress(RuntimeError):  # the loop is gone, and nobody listens
+                loop.call_soon_threadsafe(events.put_nowait, item)
+
+        def read() -> None:
+            try:
+                answers = self.generate(requests)
+                with closing(answers) if isinstance(answers, Generator) else nullcontext():
+                    for event in answers:
+                        tell(event)
+                        if stopped.is_set():
+                            return
+                tell(None)
+            except BaseException as error:  # noqa: BLE001 - it is raised where the answer is awaited
+                tell(error)
+
+        threading.Thread(target=read, name="sysscan-generate", daemon=True).start()
+        try:
+            while (item := await events.get()) is not None:
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+        finally:
+            stopped.set()
+
+    def count_tokens(self, messages: Sequence[Mapping[str, str]]) -> int | None:
+        """Return how many prompt tokens a conversation has, exactly; None when this backend cannot tell."""
+        return None
+
+    @property
+    def n_ctx(self) -> int:
+        """Tokens that a prompt and its answer may have together; 0 when this backend cannot tell."""
+        return 0
 
     def score(self, token_ids: Sequence[int]) -> Any:
         """Return the logits at every position, [T, V] float32, or None when this backend cannot."""
@@ -217,7 +271,7 @@ class Session(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Free the model."""
+        """Give the model back; its memory is freed when nobody else has it open."""
 
     def __enter__(self) -> Session:
         return self
@@ -227,7 +281,10 @@ class Session(ABC):
 
 
 class Backend(Options, ABC):
-    """Serves GGUF models."""
+    """Serves models."""
+
+    serves_files: ClassVar[bool] = True
+    """Whether it reads the GGUF file itself; a backend that asks a server needs none."""
 
     @abstractmethod
     def open(self, model: ModelRef) -> Session:

@@ -1,42 +1,51 @@
-"""Serving: GGUF models inside LangGraph, in process and offline. Options and hook only; cheap to import."""
+"""The two models of Sys-Scan-Graph inside a LangGraph graph: in process, offline, many findings at a time.
+
+What is public is named here and imported when it is first used, so that importing the package costs nothing.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from importlib.util import find_spec
-from typing import ClassVar
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
+if TYPE_CHECKING:
+    from sysscan_langgraph.analysis.graph import create_analysis_graph
+    from sysscan_langgraph.analysis.records import AnalysisReport
+    from sysscan_langgraph.backends import LlamaCpp, OpenAICompatible
+    from sysscan_langgraph.chat_model import ChatSysscan
+    from sysscan_langgraph.host import SysscanProvider, install, uninstall
+    from sysscan_langgraph.nodes import cache_key, create_generalist_node, create_specialist_node, retry_on
+    from sysscan_langgraph.serving import Served, serve
 
-from sysscan_models import hookimpl
-from sysscan_models.errors import MissingExtra
-from sysscan_models.interfaces import Backend, ModelRef, Session
+_PUBLIC = {
+    "AnalysisReport": "analysis.records",
+    "ChatSysscan": "chat_model",
+    "LlamaCpp": "backends",
+    "OpenAICompatible": "backends",
+    "Served": "serving",
+    "SysscanProvider": "host",
+    "cache_key": "nodes",
+    "create_analysis_graph": "analysis.graph",
+    "create_generalist_node": "nodes",
+    "create_specialist_node": "nodes",
+    "install": "host",
+    "retry_on": "nodes",
+    "serve": "serving",
+    "uninstall": "host",
+}
+
+__all__ = [
+    "AnalysisReport", "ChatSysscan", "LlamaCpp", "OpenAICompatible", "Served", "SysscanProvider", "cache_key",
+    "create_analysis_graph", "create_generalist_node", "create_specialist_node", "install", "retry_on", "serve", "uninstall",
+]  # fmt: skip
 
 
-class LlamaCpp(Backend):
-    """llama.cpp in this process, one conversation after the other."""
-
-    name: ClassVar[str] = "llama_cpp"
-
-    n_ctx: int = Field(0, ge=0)
-    """Context in tokens, prompt and answer together; 0 for the role's, or the model's own where that is shorter."""
-    n_batch: int = Field(512, gt=0)
-    """Prompt tokens that are read in one step."""
-    threads: int = Field(0, ge=0)
-    """Threads to compute with; 0 for all cores that this process may use."""
-    n_gpu_layers: int = Field(-1, ge=-1)
-    """Layers on an accelerator, where llama.cpp was built for one; -1 for all."""
-
-    def open(self, model: ModelRef) -> Session:
-        """Load a model; raise UserError when a file is missing or llama.cpp cannot load it."""
-        if find_spec("llama_cpp") is None:
-            raise MissingExtra("the backend 'llama_cpp'", "llama_cpp", "langgraph")
-        from sysscan_langgraph.llama_cpp_backend import LlamaCppSession
-
-        return LlamaCppSession(model, self)
+def __getattr__(name: str) -> Any:
+    """Import what is asked for."""
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_PUBLIC[name]}"), name)
 
 
-@hookimpl
-def sysscan_register_backends() -> Sequence[type[Backend]]:
-    """Return the bundled backend."""
-    return [LlamaCpp]
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PUBLIC})

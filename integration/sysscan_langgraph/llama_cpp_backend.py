@@ -35,7 +35,7 @@ from sysscan_models.errors import SysscanError, UserError
 from sysscan_models.interfaces import GenerationEvent, GenerationRequest, ModelRef, Session
 
 if TYPE_CHECKING:
-    from sysscan_langgraph import LlamaCpp
+    from sysscan_langgraph.backends import LlamaCpp
 
 PENALTY_WINDOW = 64
 """Tokens of the answer that the repeat penalty looks back on; llama.cpp's default."""

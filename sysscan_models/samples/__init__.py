@@ -14,7 +14,8 @@ from sysscan_models.documents import Document
 from sysscan_models.errors import UserError
 from sysscan_models.interfaces import Backend
 from sysscan_models.samples.answers import Answer, answers
-from sysscan_models.samples.report import document, findings, read_report, sample_report
+from sysscan_models.samples.sample import sample_report
+from sysscan_models.scan_report import document, findings, read_report
 from sysscan_models.terminal import printable
 
 if TYPE_CHECKING:

@@ -21,7 +21,8 @@ from sysscan_models.pipeline import current, seal
 from sysscan_models.progress import Progress, say
 from sysscan_models.roles import ModelRole
 from sysscan_models.samples.answers import Answer, answers, one_line
-from sysscan_models.samples.report import document, findings, sample_report
+from sysscan_models.samples.sample import sample_report
+from sysscan_models.scan_report import document, findings
 
 if TYPE_CHECKING:
     from sysscan_models.documents import Document

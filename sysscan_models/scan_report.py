@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,6 @@ from sysscan_models.errors import DataError, UserError
 from sysscan_models.prompts import finding_document
 
 SEVERITIES = ("critical", "high", "medium", "low", "info")
-
-
-def sample_report() -> dict[str, Any]:
-    """Return the scan report that comes with the package."""
-    text = (resources.files("sysscan_models") / "samples" / "report.json").read_bytes()
-    report: dict[str, Any] = orjson.loads(text)
-    return report
 
 
 def read_report(path: Path) -> Any:
