@@ -1,9 +1,11 @@
 # make demo       install, then the whole chain on this machine: about 15 minutes after installation
 # make demo-full  the same with the budget that makes a good small model
 # make test       install, then the default suite and every check
+# make test-host  the tests of the integration beside the versions that Sys-Scan-Graph itself requires
 # make test-slow  the slow suite
 PYTHON ?= python3
 VENV ?= .venv
+HOST_VENV ?= .venv-host
 DEMO ?= demo
 # The wheel of llama-cpp-python is built once and kept beside pip's own cache. Without AMX: llama.cpp's kernels for it crash on
 # Q4 models (ggml-org/llama.cpp issue 20824).
@@ -12,11 +14,12 @@ NO_AMX := $(if $(filter x86_64,$(shell uname -m)),-mno-amx-tile -mno-amx-int8 -m
 LLAMA := $(shell sed -n 's/^llama_cpp_python==//p' constraints.txt)
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
+HOST_PIP := $(HOST_VENV)/bin/python -m pip --disable-pip-version-check
 RUN := $(CURDIR)/$(VENV)/bin/sysscan-models
 export OMP_WAIT_POLICY = passive
 export PIP_QUIET ?= 1
 
-.PHONY: demo demo-full test test-slow check lint types contracts docs install install-dev clean
+.PHONY: demo demo-full test test-slow test-host check lint types contracts docs install install-dev llama-wheel clean
 
 demo: install
 	$(RUN) run --recipe demo --set models_dir='"$(DEMO)/models"'
@@ -29,6 +32,9 @@ test: install-dev check
 
 test-slow: install-dev
 	$(VENV)/bin/python -m pytest -m slow
+
+test-host: $(HOST_VENV)/.installed
+	$(HOST_VENV)/bin/python -m pytest -m "not training and not slow" tests/integration
 
 check: lint types contracts docs
 
@@ -54,23 +60,35 @@ $(VENV)/.base: constraints.txt
 	@$(PIP) install "pip>=25.1"
 	@echo "installing torch $(TORCH)"
 	@$(PIP) install torch==$(TORCH)
+	@$(MAKE) --no-print-directory llama-wheel BUILD_PIP="$(PIP)"
+	@$(PIP) install --no-deps --no-index --find-links $(WHEELS) llama-cpp-python==$(LLAMA)
+	@touch $@
+
+llama-wheel:
 	@mkdir -p $(WHEELS)
 	@ls $(WHEELS)/llama_cpp_python-$(LLAMA)-*.whl >/dev/null 2>&1 || { \
 	  echo "building llama-cpp-python $(LLAMA) once, about 5 minutes on 2 cores; it is kept in $(WHEELS)"; \
 	  CMAKE_ARGS="-DCMAKE_C_FLAGS='$(NO_AMX)' -DCMAKE_CXX_FLAGS='$(NO_AMX)'" \
-	  $(PIP) wheel --no-cache-dir --no-deps --wheel-dir $(WHEELS) llama-cpp-python==$(LLAMA); }
-	@$(PIP) install --no-deps --no-index --find-links $(WHEELS) llama-cpp-python==$(LLAMA)
+	  $(BUILD_PIP) wheel --no-cache-dir --no-deps --wheel-dir $(WHEELS) llama-cpp-python==$(LLAMA); }
+
+$(HOST_VENV)/.installed: constraints-host.txt pyproject.toml
+	@echo "making a virtual environment in $(HOST_VENV), with the versions that Sys-Scan-Graph requires"
+	@$(PYTHON) -m venv $(HOST_VENV)
+	@$(HOST_PIP) install "pip>=25.1"
+	@$(MAKE) --no-print-directory llama-wheel BUILD_PIP="$(HOST_PIP)"
+	@$(HOST_PIP) install --no-deps --no-index --find-links $(WHEELS) llama-cpp-python==$(LLAMA)
+	@$(HOST_PIP) install --constraint constraints-host.txt --find-links $(WHEELS) -e ".[langgraph,openai,demo,testing]" --group integration-tests typer
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.base pyproject.toml
 	@echo "installing sysscan-models and what it needs"
-	@$(PIP) install --constraint constraints.txt --find-links $(WHEELS) -e ".[train,gguf,demo]"
+	@$(PIP) install --constraint constraints.txt --find-links $(WHEELS) -e ".[train,gguf,langgraph,demo]"
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.base pyproject.toml
 	@echo "installing sysscan-models, what it needs, and the tools of its tests"
-	@$(PIP) install --constraint constraints.txt --find-links $(WHEELS) -e ".[train,gguf,demo,testing]" --group dev
+	@$(PIP) install --constraint constraints.txt --find-links $(WHEELS) -e ".[train,gguf,langgraph,openai,demo,testing]" --group dev
 	@touch $@ $(VENV)/.installed
 
 clean:
-	rm -rf $(VENV) $(DEMO) $(DEMO)-full .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(HOST_VENV) $(DEMO) $(DEMO)-full .mypy_cache .ruff_cache .pytest_cache

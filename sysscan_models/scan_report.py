@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -28,21 +29,59 @@ def read_report(path: Path) -> Any:
         ) from error
 
 
+@dataclass(frozen=True)
+class FindingFault:
+    """Something in a report that cannot be used: where, a message that says why, and what it says of itself, if anything."""
+
+    where: str
+    message: str
+    finding_id: str = ""
+    title: str = ""
+    severity: str = ""
+
+
 def findings(report: Any) -> list[dict[str, Any]]:
     """Return a report's findings, the most severe first, each with the name of its scanner as `scanner`.
 
     Equally severe ones are ordered by their score, then as in the report. Raises DataError when it is no report in schema v2.
     """
-    found = []
+    found, faults = readable_findings(report)
+    if faults:
+        raise DataError(faults[0].message)
+    return found
+
+
+def readable_findings(report: Any) -> tuple[list[dict[str, Any]], list[FindingFault]]:
+    """Return what `findings` does, of everything that can be read, and what cannot, in the report's order.
+
+    Raises DataError only when the whole is no report in schema v2.
+    """
+    found, faults = [], []
     for place, result in enumerate(_listed(report, "results", "the report")):
         where = f"results[{place}]"
-        for number, finding in enumerate(_listed(result, "findings", where)):
-            if not isinstance(finding, dict) or not isinstance(finding.get("title"), str):
-                raise DataError(f"{where}.findings[{number}] is no finding; expected an object with `id`, `title`, `severity`")
-            if not isinstance(finding.get("metadata") or {}, dict):
-                raise DataError(f"{where}.findings[{number}].metadata is no object; expected names and values")
-            found.append({**finding, "scanner": str(result.get("scanner", ""))})
-    return sorted(found, key=_severity)
+        try:
+            listed = _listed(result, "findings", where)
+        except DataError as error:
+            faults.append(FindingFault(where, str(error)))
+            continue
+        for number, finding in enumerate(listed):
+            if fault := _fault(f"{where}.findings[{number}]", finding):
+                faults.append(fault)
+            else:
+                found.append({**finding, "scanner": str(result.get("scanner", ""))})
+    return sorted(found, key=_severity), faults
+
+
+def _fault(where: str, finding: Any) -> FindingFault | None:
+    said = finding if isinstance(finding, dict) else {}
+    if not isinstance(said.get("title"), str):
+        message = f"{where} is no finding; expected an object with `id`, `title`, `severity`"
+    elif not isinstance(said.get("metadata") or {}, dict):
+        message = f"{where}.metadata is no object; expected names and values"
+    else:
+        return None
+    own = {key: said[key] if isinstance(said.get(key), str) else "" for key in ("id", "title", "severity")}
+    return FindingFault(where, message, finding_id=own["id"], title=own["title"], severity=own["severity"])
 
 
 def document(finding: Mapping[str, Any]) -> Document:
@@ -62,6 +101,7 @@ def _severity(finding: Mapping[str, Any]) -> tuple[int, float]:
     severity = finding.get("severity")
     rank = SEVERITIES.index(severity) if severity in SEVERITIES else len(SEVERITIES)
     try:
-        return rank, -float(finding.get("base_severity_score", 0))
-    except (TypeError, ValueError):
+        score = float(finding.get("base_severity_score", 0))
+    except (TypeError, ValueError, OverflowError):
         return rank, 0.0
+    return rank, -score if isfinite(score) else 0.0

@@ -6,7 +6,7 @@ backends; nothing here imports one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,8 +54,21 @@ def ask(
     server: Backend = registry.get("backends", backend)()
     model = load_package(folder, registry=registry)[role]
     with server.open(model) as session:
-        for answer in answers(session, model.role, documents, max_tokens=max_tokens, constrained=constrained):
+        given = answers(session, model.role, documents, max_tokens=max_tokens, constrained=constrained)
+        for answer in _in_order(given, documents):
             yield "\n".join([f"# {answer.heading()}", answer.body(), f"({answer.verdict()})", ""])
+
+
+def _in_order(given: Iterator[Answer], documents: Sequence[Document]) -> Iterator[Answer]:
+    """Yield answers in the order of their documents, each as soon as those before it are there."""
+    places = {id(document): place for place, document in enumerate(documents)}
+    waiting: dict[int, Answer] = {}
+    following = 0
+    for answer in given:
+        waiting[places[id(answer.document)]] = answer
+        while following in waiting:
+            yield waiting.pop(following)
+            following += 1
 
 
 def before_and_after(pipeline: Pipeline, *, count: int) -> str:

@@ -38,7 +38,7 @@ class Answer:
     prompt_tokens: int
     tokens: int
     seconds: float
-    """Since the answer before was finished (or since asking), so that all of them add up to the whole."""
+    """Since it was asked for, beside the others of the same call."""
     fields: Mapping[str, Any] | None
     fault: str
     """Why it does not fit the role's response model; empty when it fits."""
@@ -82,7 +82,10 @@ def answers(
     temperature: float | None = None,
     constrained: bool = False,
 ) -> Iterator[Answer]:
-    """Ask a role about documents, as it was trained to be asked, and yield each answer when it is finished."""
+    """Ask a role about documents, as it was trained to be asked, and yield each answer when it is finished, in any order.
+
+    Raises what went wrong with any of them.
+    """
     schema = role.response_model.model_json_schema() if constrained else None
     requests = [
         GenerationRequest(str(number), tuple(conversation(role, document)), max_tokens, temperature, json_schema=schema)
@@ -93,12 +96,13 @@ def answers(
     for event in session.generate(requests):
         number = int(event.id)
         texts[number] += event.text
+        if event.error:
+            raise event.error
         if event.finish_reason:
             finished = time.monotonic()
             fields, fault = judge(role, texts[number])
             counts = (event.prompt_tokens, event.completion_tokens)
             yield Answer(documents[number], texts[number], event.finish_reason, *counts, finished - asked, fields, fault)
-            asked = time.monotonic()
 
 
 def judge(role: ModelRole, text: str) -> tuple[Mapping[str, Any] | None, str]:

@@ -178,3 +178,38 @@ def test_sigterm_stops_as_cleanly_as_ctrl_c(inherited: signal.Handlers) -> None:
     assert process.returncode == 130
     assert "Traceback" not in errors
     assert "sysscan-models run" in errors
+
+
+# verbs of other packages
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Install a package with three verbs, of which one works; return the path that makes it importable."""
+    greet = "import click\n\n@click.command()\ndef greet():\n    'Say hello.'\n    click.echo('hello')\n"
+    (tmp_path / "verbs.py").write_text(greet)
+    (tmp_path / "verbs_broken.py").write_text("import a_library_that_nobody_has\n")
+    info = tmp_path / "verbs-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: verbs\nVersion: 1.0\n")
+    points = "greet = verbs:greet\nbroken = verbs_broken:x\nwrong = verbs:__name__\nrun = verbs:greet\n"
+    (info / "entry_points.txt").write_text(f"[sysscan_models.commands]\n{points}")
+    return str(tmp_path)
+
+
+def test_other_packages_add_verbs(install: str) -> None:
+    assert sysscan("greet", PYTHONPATH=install).stdout == "hello\n"
+    listed = sysscan("--help", PYTHONPATH=install).stdout
+    assert "Say hello." in listed
+    assert listed.index("  ask") < listed.index("  greet") < listed.index("  plugins")
+    assert "Do all that is missing" in sysscan("run", "--help", PYTHONPATH=install).stdout  # no stranger replaces a verb
+
+
+@pytest.mark.parametrize(("verb", "reason"), [("broken", "a_library_that_nobody_has"), ("wrong", "expected a click command")])
+def test_a_verb_that_cannot_be_imported_says_why_and_harms_no_other(install: str, verb: str, reason: str) -> None:
+    done = sysscan(verb, "--some", "option", PYTHONPATH=install)
+    assert done.returncode == 1
+    assert reason in done.stderr
+    assert f"'{verb}'" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert f"  {verb}" in sysscan("--help", PYTHONPATH=install).stdout

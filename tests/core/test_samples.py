@@ -200,7 +200,7 @@ def test_the_most_severe_findings_are_asked_about_as_training_renders_them(packa
     expected = [tuple(conversation(SPECIALIST, finding_document(finding))) for finding in severest]
     assert [request.messages for request in requests] == expected[::-1]
     assert requests[0].json_schema == SPECIALIST.response_model.model_json_schema()
-    heading = f"# {severest[1]['scanner']} {severest[1]['id']}: {severest[1]['title']}"
+    heading = f"# {severest[0]['scanner']} {severest[0]['id']}: {severest[0]['title']}"
     assert texts[0].startswith(f"{heading}\nI do not    know.\n(not valid JSON; ended by itself; 4 tokens in ")
 
 
@@ -336,6 +336,31 @@ def test_answers_of_a_backend_that_finishes_in_another_order_are_matched(sysscan
     titles = [finding["title"] for finding in samples.findings(samples.sample_report())[:3]]
     places = [text.index(title[:25]) for title in titles]
     assert places == sorted(places)
+
+
+def test_answers_are_told_in_the_order_of_the_findings_whatever_finishes_first(package: Path) -> None:
+    told = asked(package, lambda request: f"answer {request.id}", count=3)  # the backend finishes the last one first
+    assert [f"answer {number}" in text for number, text in enumerate(told)] == [True] * 3
+
+
+def test_a_request_that_failed_is_an_error_of_the_command(package: Path) -> None:
+    class Failing(ScriptedSession):
+        def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[GenerationEvent]:
+            yield GenerationEvent(requests[0].id, "", "error", error=UserError("it broke"))
+
+    class FailingBackend(Backend):
+        name: ClassVar[str] = "failing"
+
+        def open(self, model: ModelRef) -> Session:
+            return Failing(str)
+
+    class Plugin:
+        @hookimpl
+        def sysscan_register_backends(self) -> list[type[Backend]]:
+            return [FailingBackend]
+
+    with pytest.raises(UserError, match="it broke"):
+        list(samples.ask("specialist", "why?", folder=package, backend="failing", registry=plugin_manager(Plugin())))
 
 
 def test_a_real_model_can_be_asked(tmp_path: Path, stub_run: Any) -> None:
