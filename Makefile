@@ -49,7 +49,7 @@ contracts: install-dev
 	$(VENV)/bin/lint-imports
 
 docs: install-dev
-	$(VENV)/bin/cog --check README.md plugins/README.md
+	$(VENV)/bin/cog --check README.md plugins/README.md integration/README.md
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sysscan_langgraph.analysis.graph import create_analysis_graph
     from sysscan_langgraph.analysis.records import AnalysisReport
+    from sysscan_langgraph.analysis.run import analyze
     from sysscan_langgraph.backends import LlamaCpp, OpenAICompatible
     from sysscan_langgraph.chat_model import ChatSysscan
     from sysscan_langgraph.host import SysscanProvider, install, uninstall
@@ -24,6 +25,7 @@ _PUBLIC = {
     "OpenAICompatible": "backends",
     "Served": "serving",
     "SysscanProvider": "host",
+    "analyze": "analysis.run",
     "cache_key": "nodes",
     "create_analysis_graph": "analysis.graph",
     "create_generalist_node": "nodes",
@@ -35,7 +37,7 @@ _PUBLIC = {
 }
 
 __all__ = [
-    "AnalysisReport", "ChatSysscan", "LlamaCpp", "OpenAICompatible", "Served", "SysscanProvider", "cache_key",
+    "AnalysisReport", "ChatSysscan", "LlamaCpp", "OpenAICompatible", "Served", "SysscanProvider", "analyze", "cache_key",
     "create_analysis_graph", "create_generalist_node", "create_specialist_node", "install", "retry_on", "serve", "uninstall",
 ]  # fmt: skip
 

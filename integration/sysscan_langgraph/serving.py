@@ -79,8 +79,8 @@ def serve(
     """Open a package for serving.
 
     `backend` is an instance, or the name of one, whose fields are then `options`. A backend that asks a server needs no
-    package; without one, every registered role can be asked. Models are loaded when they are first asked for. Raises UserError for a
-    missing package, an unknown backend or a wrong option, IntegrityError when a file is not what the manifest says.
+    package; without one, every registered role can be asked. Models are loaded when they are first asked for. Raises UserError
+    for a missing package, an unknown backend or a wrong option, IntegrityError when a file is not what the manifest says.
     """
     registry = registry or plugin_manager()
     server = _backend(backend, registry, options)

@@ -1,0 +1,53 @@
+"""How text of unknown origin is spelt on a page: what is invisible or steers becomes visible, what is endless is cut.
+
+A file name that turns the direction of writing around is evidence; a page that drops such a character hides it. Escaping for
+a format (HTML, Markdown) is that format's own matter.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+_LINE_END = re.compile("\r\n|[\r\u2028\u2029\x85]")
+_JOINERS = "\u200c\u200d"
+"""They shape emoji, Persian and Indic words, and are left alone."""
+
+
+def visible(text: str) -> str:
+    """Return text with control, format and surrogate characters (but line ends and tabs) spelt as `\\x1b`, `\\u202e`."""
+    text = _LINE_END.sub("\n", text)
+    return text if text.isascii() and text.isprintable() else "".join(map(_spelt, text))
+
+
+def one_line(text: str, longest: int = 200) -> str:
+    """Return visible text as one line of at most `longest` characters."""
+    line = " ".join(visible(text).split())
+    return line if len(line) <= longest else line[: longest - 1] + "\u2026"
+
+
+def cut(text: str, longest: int) -> str:
+    """Return visible text of at most about `longest` characters, which says how much is missing."""
+    text = visible(text)
+    return text if len(text) <= longest else f"{text[:longest]}\u2026 ({len(text) - longest:,} more characters)"
+
+
+def counted(number: int, noun: str) -> str:
+    """Return `1 finding`, `2 findings`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def duration(seconds: float) -> str:
+    """Return seconds for a reader: `0.4 s`, `12 s`, `3 min 5 s`, `1 h 2 min`."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, left = divmod(minutes, 60)
+    return f"{hours} h {left} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _spelt(character: str) -> str:
+    if character in "\n\t" or character in _JOINERS or unicodedata.category(character) not in ("Cc", "Cf", "Cs"):
+        return character
+    code = ord(character)
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
