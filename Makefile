@@ -34,7 +34,7 @@ test-slow: install-dev
 	$(VENV)/bin/python -m pytest -m slow
 
 test-host: $(HOST_VENV)/.installed
-	$(HOST_VENV)/bin/python -m pytest -m "not training and not slow" tests/integration
+	$(HOST_VENV)/bin/python -m pytest -m "not training" tests/integration
 
 check: lint types contracts docs
 

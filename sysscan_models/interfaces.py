@@ -219,6 +219,9 @@ class GenerationEvent:
 class Session(ABC):
     """An open model, for any number of threads and event loops at once. A context manager; `close()` gives it back."""
 
+    takes_grammar: ClassVar[bool] = True
+    """Whether a request may have a `grammar` (GBNF)."""
+
     @abstractmethod
     def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[GenerationEvent]:
         """Answer many requests, streaming events in any order; closing the iterator cancels what is left.

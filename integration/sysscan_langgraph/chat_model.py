@@ -360,7 +360,7 @@ def _constraint(toolbox: Toolbox, options: _CallOptions, session: Session) -> di
         raise UserError("json_schema and grammar cannot be given together; leave one out")
     if toolbox.offered and toolbox.forced:
         return {"json_schema": toolbox.schema()}
-    if toolbox.offered and getattr(session, "takes_grammar", True):
+    if toolbox.offered and session.takes_grammar:
         return {"grammar": toolbox.grammar()}
     return own
 

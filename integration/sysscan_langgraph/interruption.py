@@ -7,15 +7,18 @@ takes for a failed finding, and a checkpointer keeps what was finished and nothi
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, nullcontext
-from queue import SimpleQueue
 from typing import Any
 
 from sysscan_langgraph.serving import Served
 from sysscan_models.interfaces import GenerationEvent, GenerationRequest, Session
+
+
+_STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interruptible(Served):
@@ -23,94 +26,77 @@ class Interruptible(Served):
 
     def __init__(self, models: Served) -> None:
         super().__init__(models.models, models.backend, models.source)
-        self._switch = _Switch()
+        self._stopped = threading.Event()
         self._opened: dict[str, Session] = {}
         self._opening = threading.Lock()
 
     def session(self, role: str) -> Session:
         """Return the session of a role, the same one at each call."""
-        self._switch.check()
+        _check(self._stopped)
         with self._opening:
             if role not in self._opened:
-                self._opened[role] = _Interruptible(super().session(role), self._switch)
+                self._opened[role] = _Interruptible(super().session(role), self._stopped)
             return self._opened[role]
 
     @contextmanager
     def stopped_by_signal(self) -> Iterator[None]:
-        """Let SIGINT and SIGTERM stop the models, and raise KeyboardInterrupt in the main thread as they always do."""
+        """Let SIGINT and SIGTERM stop the models, and raise KeyboardInterrupt in the main thread as they always do.
 
-        def close_when_stopped() -> None:
-            if self._switch.wait():
-                self.close()
-
-        def stop(*_: object) -> None:
-            self._switch.stop()
-            raise KeyboardInterrupt
-
+        A thread is told through a file descriptor: what Python calls a handler waits for the main thread, which may have begun
+        to wait for an answer in the very moment when the signal came, and then would wait for all of it.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        threading.Thread(target=close_when_stopped, name="sysscan-stop", daemon=True).start()
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        before = [signal.signal(number, stop) for number in numbers]
+        ears, mouth = os.pipe()
+        os.set_blocking(mouth, False)
+        threading.Thread(target=self._listen, args=(ears,), name="sysscan-stop", daemon=True).start()
+        heard_before = signal.set_wakeup_fd(mouth, warn_on_full_buffer=False)
+        handlers_before = [signal.signal(number, signal.default_int_handler) for number in _STOPPING]
         try:
             yield
         finally:
-            for number, handler in zip(numbers, before, strict=True):
+            for number, handler in zip(_STOPPING, handlers_before, strict=True):
                 signal.signal(number, handler)
-            self._switch.dismiss()
+            signal.set_wakeup_fd(heard_before)
+            os.close(mouth)
 
-
-class _Switch:
-    """Tells threads to stop, from a signal handler: that runs in the middle of anything and must take no lock."""
-
-    def __init__(self) -> None:
-        self.stopped = False
-        self._told: SimpleQueue[bool] = SimpleQueue()  # which handlers may put into, unlike an Event or a Queue
-
-    def stop(self) -> None:
-        self.stopped = True
-        self._told.put(True)
-
-    def dismiss(self) -> None:
-        self._told.put(False)
-
-    def wait(self) -> bool:
-        """Wait for `stop` or `dismiss`, and say whether it was `stop`."""
-        return self._told.get()
-
-    def check(self) -> None:
-        if self.stopped:
-            raise KeyboardInterrupt
+    def _listen(self, ears: int) -> None:
+        """Stop when a number of a signal comes that says so; end when nobody is left to write one."""
+        with open(ears, "rb", buffering=0) as numbers:  # noqa: PTH123 - a descriptor has no path
+            while came := numbers.read(16):
+                if set(came) & set(_STOPPING):
+                    self._stopped.set()
+                    self.close()
 
 
 class _Interruptible(Session):
     """A session whose calls end with KeyboardInterrupt once it is stopped."""
 
-    def __init__(self, session: Session, switch: _Switch) -> None:
-        self._session, self._switch = session, switch
+    def __init__(self, session: Session, stopped: threading.Event) -> None:
+        self._session, self._stopped = session, stopped
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._session, name)
 
     def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[GenerationEvent]:
         """Do what the session does, until it is stopped."""
-        self._switch.check()
+        _check(self._stopped)
         return self._until_stopped(self._session.generate(requests))
 
     def _until_stopped(self, events: Iterator[GenerationEvent]) -> Iterator[GenerationEvent]:
         try:
             with closing(events) if isinstance(events, Generator) else nullcontext():
                 for event in events:
-                    self._switch.check()
+                    _check(self._stopped)
                     yield event
         except Exception:  # of a session that was closed because we stop
-            self._switch.check()
+            _check(self._stopped)
             raise
 
     def count_tokens(self, messages: Sequence[Mapping[str, str]]) -> int | None:
         """Return how many prompt tokens a conversation has; None when the backend cannot tell."""
-        self._switch.check()
+        _check(self._stopped)
         return self._session.count_tokens(messages)
 
     @property
@@ -125,3 +111,8 @@ class _Interruptible(Session):
     def close(self) -> None:
         """Close the session."""
         self._session.close()
+
+
+def _check(stopped: threading.Event) -> None:
+    if stopped.is_set():
+        raise KeyboardInterrupt

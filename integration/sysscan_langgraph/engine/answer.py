@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sysscan_langgraph.engine.call import Call
-from sysscan_langgraph.engine.constraint import Constraint
+from sysscan_langgraph.engine.constraint import Constraint, Given
 from sysscan_langgraph.engine.plan import Plan
 from sysscan_langgraph.engine.sampling import Sampler, Tools
 from sysscan_langgraph.engine.text import Text
@@ -45,7 +45,7 @@ class Answer:
         self._constraint: Constraint | None = None
         if grammar := self._sampler.grammar:
             self._constraint = Constraint(tools, grammar, is_json=plan.is_json, forces=tuning.forced_text)
-            self._take_given()
+            self._take(self._constraint.given(plan.max_tokens))
             self.unread[-1] += tuple(self.undecoded)  # what an answer must begin with is read with the prompt
             self.undecoded.clear()
 
@@ -63,10 +63,13 @@ class Answer:
         token = self._sampler.choose(logits, best)
         if token in self._tools.weights.ends or self._tools.vocabulary.ends_turn(token):
             self._end()
-            return
-        self._add(token)
+        elif self._constraint and not self._constraint.has_room(token, self.plan.max_tokens - self.tokens):
+            self._take(self._constraint.closing())
+        else:
+            self._sampler.accept(token)
+            self._add(token)
         if self._constraint and not self.finish:
-            self._take_given()
+            self._take(self._constraint.given(self.plan.max_tokens - self.tokens))
 
     def take(self, *, everything: bool = False) -> str:
         """Return the text that nobody was told of yet; with `everything`, also what might have become a stop string."""
@@ -77,15 +80,11 @@ class Answer:
         """Give the memory back."""
         self._sampler.close()
 
-    def _take_given(self) -> None:
-        """Take the tokens that the grammar leaves no choice about."""
-        constraint, grammar = self._constraint, self._sampler.grammar
-        if not constraint or not grammar:
-            return
-        given = constraint.given(self.plan.max_tokens - self.tokens)
+    def _take(self, given: Given) -> None:
+        """Take tokens that were not the model's choice."""
         for token in given.tokens:
-            if not grammar.allows(token):  # its bytes are allowed one by one, so this is never seen
-                return
+            if self._sampler.grammar and not self._sampler.grammar.allows(token):
+                return  # never seen, for its bytes are allowed one by one; but to accept it would end the process
             self._sampler.accept(token)
             self._add(token)
             if self.finish:

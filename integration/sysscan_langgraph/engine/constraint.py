@@ -18,6 +18,7 @@ LONGEST_RUN = 512
 LONGEST_WAY = 2048
 """Bytes that the way to the end of the JSON may have; beyond, it is not looked for."""
 _SLACK = 2
+"""Tokens that are kept free besides the shortest way: the model's own may divide it in another way."""
 _CHOICE = 4
 """Tokens that are kept free for each value that the model still has to choose when an answer is closed."""
 _STRUCTURE = frozenset(b'"{}[],:')
@@ -76,66 +77,84 @@ class Constraint:
             self._outline.add(piece)
             self._stale = self._stale or not _STRUCTURE.isdisjoint(piece)
 
+    def has_room(self, token: int, room: int) -> bool:
+        """Say whether the JSON can still be closed within `room` tokens when this one is the next; always if it cannot now."""
+        piece = self._tools.vocabulary.piece(token)
+        if not self._outline or self._need < 0 or _STRUCTURE.isdisjoint(piece):
+            return True
+        grammar, outline = self._grammar.clone(), self._outline.copy()
+        try:
+            grammar.accept(token)
+            outline.add(piece)
+            text, _ = self._way(grammar, outline)
+        finally:
+            grammar.free()
+        return text is not None and 1 + len(self._tokens(text)) <= room
+
+    def closing(self) -> Given:
+        """Return what closes the JSON here, instead of a token that there is no room for."""
+        self._closing = self.shortened = True
+        given = self._run(self._outline)
+        return given if given.tokens or given.ended else Given(self._shortest()[0], ended=True)
+
     def given(self, room: int) -> Given:
         """Return what comes next without asking the model, when the answer may have `room` more tokens."""
         if not self._tools.bytes:
             return _NOTHING
-        if self._outline and (way := self._last_way(room, self._outline)) is not None:
-            return Given(way, ended=True)
-        if self._closing and self._outline:
-            return self._run(self._outline.copy())
+        if self._outline and self._comes_near(room):
+            tokens, choices = self._shortest()
+            self._need, self._slack, self._stale = len(tokens), _SLACK + _CHOICE * choices, False
+            if not tokens or room < self._need:  # it cannot be closed
+                self._need, self._closing = -1, False
+            else:
+                self._closing = room <= self._need + self._slack
+                if room <= self._need + 1:
+                    self.shortened = True
+                    return Given(tokens, ended=True)
+        if self._closing:
+            return self._run(self._outline)
         return self._run(None) if self._forces else _NOTHING
 
-    def _last_way(self, room: int, outline: Outline) -> tuple[int, ...] | None:
-        """Return the tokens that close the JSON when there is room for no others; begin to close when it comes near."""
-        if not (self._stale or self._closing):
-            self._closing = self._need <= room <= self._need + self._slack
-            if not self._closing:
-                return None
-        self._stale = False
-        text, choices = self._way(outline.copy())
-        if text is None:
-            self._need = self._slack = -1
-            return None
-        tokens = self._tokens(text)
-        self._need, self._slack = len(tokens), _SLACK + _CHOICE * choices
-        if room < self._need:  # it cannot be closed any more
-            self._need = self._slack = -1
-            self._closing = False
-            return None
-        self._closing = room <= self._need + self._slack
-        if room > self._need + 1:
-            return None
-        self.shortened = True
-        return tokens
+    def _comes_near(self, room: int) -> bool:
+        """Say whether the way to the end must be looked for: it has changed, or the room is hardly more than it was."""
+        return self._need >= 0 and (self._stale or self._closing or room <= self._need + self._slack)
 
-    def _way(self, outline: Outline) -> tuple[bytes | None, int]:
-        """Return the shortest text that ends the JSON, nearly, and how many values in it are the model's to choose."""
-        grammar, text, choices, chosen = self._grammar.clone(), bytearray(), 0, False
+    def _shortest(self) -> tuple[tuple[int, ...], int]:
+        """Return the tokens of the shortest way to the end, nearly, and how many of its values are the model's to choose."""
+        if not self._outline:
+            return (), 0
+        grammar = self._grammar.clone()
         try:
-            while len(text) < LONGEST_WAY:
-                allowed = self._tools.next_bytes(grammar)
-                byte = _closer(allowed, outline)
-                if byte == _END:
-                    return bytes(text), choices
-                if byte is None:
-                    if not allowed:
-                        return None, 0
-                    choices += len(allowed) > 1 and not chosen
-                    chosen = len(allowed) > 1 or (chosen and outline.in_string)
-                    byte = next((byte for byte in _FIRST if byte in allowed), min(allowed))
-                else:
-                    chosen = False
-                grammar.accept(self._tools.byte_token(byte))
-                outline.add(bytes((byte,)))
-                text.append(byte)
-            return None, 0
+            text, choices = self._way(grammar, self._outline.copy())
         finally:
             grammar.free()
+        return self._tokens(text or b""), choices
+
+    def _way(self, grammar: Grammar, outline: Outline) -> tuple[bytes | None, int]:
+        """Go the shortest way to the end, nearly; return its text, and how many of its values are the model's to choose."""
+        text, choices, choosing = bytearray(), 0, False
+        while len(text) < LONGEST_WAY:
+            allowed = self._tools.next_bytes(grammar)
+            byte = _closer(allowed, outline)
+            if byte == _END:
+                return bytes(text), choices
+            if byte is None and not allowed:
+                return None, 0
+            if byte is None:
+                choices += len(allowed) > 1 and not choosing
+                choosing = len(allowed) > 1 or (choosing and outline.in_string)
+                byte = next((byte for byte in _FIRST if byte in allowed), min(allowed))
+            else:
+                choosing = False
+            grammar.accept(self._tools.byte_token(byte))
+            outline.add(bytes((byte,)))
+            text.append(byte)
+        return None, 0
 
     def _run(self, outline: Outline | None) -> Given:
         """Return the text up to the model's next choice; with an outline, what can be closed is closed."""
         grammar, text, closed, ended = self._grammar.clone(), bytearray(), False, False
+        outline = outline and outline.copy()
         try:
             while len(text) < LONGEST_RUN:
                 allowed = self._tools.next_bytes(grammar)

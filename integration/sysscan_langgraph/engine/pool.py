@@ -75,14 +75,14 @@ class Engine:
             raise
         self.cost = self.weights.size + self.scheduler.memory + _WORKSPACE
 
-    def detach(self) -> Callable[[], None]:
-        """Be unloaded; return what frees the memory. Answers that are under way end with SysscanError."""
+    def detach(self, *, silently: bool = False) -> Callable[[], None]:
+        """Be unloaded; return what frees the memory. Answers that are under way end with SysscanError, or `silently`."""
         scheduler, weights = self.scheduler, self.weights
         self.scheduler = self.weights = None
 
         def free() -> None:
             if scheduler:
-                scheduler.stop()
+                scheduler.stop(silently=silently)
             if weights:
                 weights.release()
 
@@ -173,13 +173,13 @@ class Pool:
             self._changed.notify_all()
 
     def stop(self) -> None:
-        """Unload everything; the process ends."""
+        """Unload everything; the process ends, and daemon threads that wait for answers end with it."""
         with self._changed:
             engines = list(self._engines.values())
             self._engines.clear()
             for engine in engines:
                 engine.holders = 0
-            frees = [engine.detach() for engine in engines]
+            frees = [engine.detach(silently=True) for engine in engines]
             self._changed.notify_all()
         for free in frees:
             free()

@@ -156,21 +156,18 @@ class Sampler:
         self._resources.close()
 
     def choose(self, logits: NDArray[np.float32], best: int) -> int:
-        """Return the next token and go on with it; `best` has the highest logit.
+        """Return the next token, which `accept` goes on with; `best` has the highest logit.
 
         Raises SysscanError when the logits are not finite or the grammar allows none.
         """
         if not np.isfinite(logits[best]):
             raise SysscanError("the model's logits are not finite; its weights are damaged, or they overflow on this machine")
         if self.grammar is None:
-            token = best if self.likeliest else self._sample(logits)
-        else:
-            token = self._choose_within(self.grammar, logits, best)
-        self.accept(token)
-        return token
+            return best if self.likeliest else self._sample(logits)
+        return self._choose_within(self.grammar, logits, best)
 
     def accept(self, token: int) -> None:
-        """Go on with a token that was not chosen but given, and which the grammar allows."""
+        """Go on with a token that the grammar allows."""
         if self._chain:
             llama_cpp.llama_sampler_accept(self._chain, token)
         if self.grammar:

@@ -94,7 +94,7 @@ class Scheduler:
         self._waiting: deque[Call] = deque()
         self._jobs: deque[Callable[[], None]] = deque()
         self._cancelled: list[Call] = []
-        self._stopped = False
+        self._stopped = self._silent = False
         self._pending = 0
         """Requests that were submitted and not answered."""
         self._outbox: dict[Call, list[GenerationEvent]] = {}
@@ -177,10 +177,10 @@ class Scheduler:
                 if not self._worker.is_alive() and not outcome.done():
                     raise SysscanError(CLOSED) from None
 
-    def stop(self) -> None:
-        """End the worker after the step that it is in, and free the contexts; who waits gets SysscanError."""
+    def stop(self, *, silently: bool = False) -> None:
+        """End the worker after the step that it is in, and free the contexts; who waits gets SysscanError, or for ever."""
         with self._changed:
-            self._stopped = True
+            self._stopped, self._silent = True, silently
             self._changed.notify_all()
         self._worker.join()
 
@@ -447,5 +447,5 @@ class Scheduler:
         if self._scores:
             self._scores.close()
         for call in calls:
-            if not call.cancelled:
+            if not (call.cancelled or self._silent):
                 call.deliver(error)
