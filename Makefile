@@ -23,6 +23,7 @@ export PIP_QUIET ?= 1
 
 demo: install
 	$(RUN) run --recipe demo --set models_dir='"$(DEMO)/models"'
+	$(RUN) analyze sysscan_models/samples/report.json --package $(DEMO)/models/package --out $(DEMO)/models/analysis.html --top 2
 
 demo-full: install
 	$(RUN) run --recipe demo-full --set models_dir='"$(DEMO)-full/models"'

@@ -24,11 +24,11 @@ def test_every_command_line_of_the_documents_parses(page: str, line: str) -> Non
     words = shlex.split(line)[1:]
     command: click.Command = cli
     while isinstance(command, click.Group) and words:
-        name = words.pop(0)
-        assert name in command.commands, f"{page}: {line}"
-        command = command.commands[name]
+        found = command.get_command(click.Context(command), words.pop(0))
+        assert found, f"{page}: {line}"
+        command = found
     known = {flag for option in command.params for flag in option.opts}
-    assert {word.partition("=")[0] for word in words if word.startswith("-")} <= known, f"{page}: {line}"
+    assert {word.partition("=")[0] for word in words if word.startswith("--")} <= known, f"{page}: {line}"
 
 
 def test_make_targets_of_the_readme_exist() -> None:

@@ -31,8 +31,8 @@ class LlamaCpp(Backend):
     n_gpu_layers: int = Field(-1, ge=-1)
     """Layers on an accelerator, where llama.cpp was built for one; -1 for all."""
     reproducible: bool = False
-    """Whether a greedy answer depends on its request alone, bit for bit. Eight sequences are decoded at once then, or more, which
-    costs nothing while as many are answered, and speed when few are; without it, the text may differ in batches of fewer."""
+    """Whether a greedy answer depends on its request alone, bit for bit. Eight sequences or more are decoded at once then: that
+    costs nothing while as many are answered, and speed when few are. Without it, the text may differ in batches of fewer."""
     memory_budget_mb: int = Field(0, ge=0)
     """Megabytes (10^6 bytes) that all models of this process may take, 0 for no limit: the least recently used ones that nobody
     asks anything are unloaded, and loaded again when they are asked."""

@@ -17,7 +17,6 @@ from typing import Any
 from sysscan_langgraph.serving import Served
 from sysscan_models.interfaces import GenerationEvent, GenerationRequest, Session
 
-
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -35,7 +34,11 @@ class Interruptible(Served):
         _check(self._stopped)
         with self._opening:
             if role not in self._opened:
-                self._opened[role] = _Interruptible(super().session(role), self._stopped)
+                try:
+                    self._opened[role] = _Interruptible(super().session(role), self._stopped)
+                except Exception:  # closed because we stop
+                    _check(self._stopped)
+                    raise
             return self._opened[role]
 
     @contextmanager
@@ -63,7 +66,7 @@ class Interruptible(Served):
 
     def _listen(self, ears: int) -> None:
         """Stop when a number of a signal comes that says so; end when nobody is left to write one."""
-        with open(ears, "rb", buffering=0) as numbers:  # noqa: PTH123 - a descriptor has no path
+        with open(ears, "rb", buffering=0) as numbers:
             while came := numbers.read(16):
                 if set(came) & set(_STOPPING):
                     self._stopped.set()

@@ -195,7 +195,8 @@ def run(code: str) -> subprocess.CompletedProcess[str]:
         "events = session.generate([request(max_tokens=600)] * 3); next(events); sys.exit(0)",
         "events = session.generate([request(max_tokens=600)] * 3); events.self = events; next(events)",
         "threading.Thread(target=lambda: said(session.generate([request(max_tokens=60)]))).start()",
-        "threading.Thread(target=lambda: said(session.generate([request(max_tokens=600)])), daemon=True).start()",
+        "events = session.generate([request(max_tokens=600)]); next(events);"
+        "threading.Thread(target=lambda: said(events), daemon=True).start()",
         "asyncio.run(anext(aiter(session.agenerate([request(max_tokens=600)]))))",
     ],
 )

@@ -208,10 +208,14 @@ def test_the_host_may_be_a_module() -> None:
 
 def test_a_folders_models_are_closed_and_given_ones_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     models, _ = scripted()
-    monkeypatch.setattr("sysscan_langgraph.host.installation.serve", lambda _: models)
+    asked: list[Any] = []
+    monkeypatch.setattr(
+        "sysscan_langgraph.host.analyst.serve", lambda *args, **options: asked.append((args, options)) or models
+    )
     install(models, host="host_double").uninstall()
     models.session("specialist")
     install("folder", host="host_double").uninstall()
+    assert asked == [(("folder",), {"reproducible": True})]  # the host's protocol: the same arguments, the same answer
     with pytest.raises(UserError, match="closed"):
         models.session("specialist")
 

@@ -16,7 +16,7 @@ from sysscan_langgraph.host.aliases import Aliases
 from sysscan_langgraph.host.asking import Answer, TimeLimit, ask
 from sysscan_langgraph.host.findings import HostFinding
 from sysscan_langgraph.host.scan import Opinion, Scan
-from sysscan_langgraph.serving import Served, served
+from sysscan_langgraph.serving import Served, serve
 from sysscan_models.documents import Document
 from sysscan_models.errors import UserError
 from sysscan_models.scan_report import document
@@ -60,7 +60,7 @@ class Analyst:
         for name, value in (("max_tokens", max_tokens), ("summary_tokens", summary_tokens)):
             if value < 1:
                 raise UserError(f"{name} is {value}; expected 1 or more tokens")
-        self.models = served(models)
+        self.models = models if isinstance(models, Served) else opened(models)
         self.specialist, self.generalist = specialist, generalist
         self.max_tokens, self.summary_tokens = max_tokens, summary_tokens
         for role in (specialist, generalist):
@@ -110,6 +110,11 @@ class Analyst:
             error="; ".join(filter(None, (error, lost))),
             fallback=not text,
         )
+
+
+def opened(package: Path | str) -> Served:
+    """Open a package as the host wants it: its protocol says that the same arguments give the same answer."""
+    return serve(package, reproducible=True)
 
 
 def question(finding: HostFinding, names: Aliases) -> Document:

@@ -15,10 +15,11 @@ from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any
 
+from sysscan_langgraph.host.analyst import opened
 from sysscan_langgraph.host.nodes import HostNodes, asynchronous
 from sysscan_langgraph.host.provider import SysscanProvider
 from sysscan_langgraph.host.shapes import HOST
-from sysscan_langgraph.serving import Served, serve
+from sysscan_langgraph.serving import Served
 from sysscan_models.errors import UserError
 
 _WRAPPERS = {
@@ -87,19 +88,20 @@ def install(
 ) -> Installation:
     """Put the provider, the nodes or both into the host, and return what takes them out again.
 
-    ``models`` are opened models, or a package's folder, which is then closed by `uninstall`. ``host`` is the host's package.
-    ``time_limit`` is in seconds for each call of the provider and each node; ``max_findings`` is how many findings the nodes
-    ask about; the tokens bound an answer of the specialist and of the generalist. ``replace`` allows another installation
-    on top of one. Raises UserError when the host cannot be imported, has another shape, or holds an installation already.
+    ``models`` are opened models, or a package's folder; that is opened for reproducible answers, as the host's protocol asks,
+    and closed by `uninstall`. ``host`` is the host's package. ``time_limit`` is in seconds for each call of the provider and
+    each node; ``max_findings`` is how many findings the nodes ask about; the tokens bound an answer of the specialist and of
+    the generalist. ``replace`` allows another installation on top of one. Raises UserError when the host cannot be imported,
+    has another shape, or holds an installation already.
     """
     name = host if isinstance(host, str) else host.__name__
     parts = tuple(part for part, wanted in (("provider", provider), ("nodes", nodes)) if wanted)
     if not parts:
         raise UserError("nothing to install: provider and nodes are both False; expected one of them or both")
-    with _lock, ExitStack() as opened:
+    with _lock, ExitStack() as unfinished:
         _refuse_twice(name, parts, replace)
         modules = _modules(name, parts)
-        ready = models if isinstance(models, Served) else opened.enter_context(serve(models))
+        ready = models if isinstance(models, Served) else unfinished.enter_context(opened(models))
         asked = SysscanProvider(ready, host=name, time_limit=time_limit, max_tokens=max_tokens, summary_tokens=summary_tokens)
         installation = Installation(
             name, ready, asked, HostNodes(asked, time_limit=time_limit, max_findings=max_findings), parts
@@ -112,7 +114,7 @@ def install(
             if nodes:
                 _put_nodes(modules, installation.nodes, undo)
             installation._undo = undo.pop_all()
-        opened.pop_all()
+        unfinished.pop_all()
         for part in parts:
             _installed.setdefault((name, part), []).append(installation)
         return installation
