@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 import weakref
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -51,6 +52,7 @@ class LlamaCppSession(Session):
         self._finalizer.atexit = False  # the pool ends with the process
         self._planner: Planner | None = None
         self._calls: weakref.WeakKeyDictionary[Call, Scheduler] = weakref.WeakKeyDictionary()
+        self._guard = threading.RLock()
 
     @property
     def n_ctx(self) -> int:
@@ -134,7 +136,9 @@ class LlamaCppSession(Session):
     def close(self) -> None:
         """Give the model back, which frees it with its last session; answers of this one under way end with SysscanError."""
         if os.getpid() == self._process:
-            for call, scheduler in list(self._calls.items()):
+            with self._guard:
+                calls = list(self._calls.items())
+            for call, scheduler in calls:
                 scheduler.cancel(call, SysscanError(CLOSED))
         self._finalizer()
 
@@ -168,7 +172,8 @@ class LlamaCppSession(Session):
             self._pool.leave(self._engine)
 
     def _submit(self, scheduler: Scheduler, call: Call) -> None:
-        self._calls[call] = scheduler
+        with self._guard:
+            self._calls[call] = scheduler
         scheduler.submit(call)
 
     def _plans(self, weights: Weights, requests: Sequence[GenerationRequest]) -> list[Plan]:

@@ -369,6 +369,22 @@ def test_scoring_works_beside_running_answers(session: LlamaCppSession) -> None:
     assert answer.endswith(rest)
 
 
+def test_scores_of_several_threads_do_not_mix() -> None:
+    with opened(model_file(), n_batch=8, n_ctx=128) as session:
+        sequences = [[*range(start, start + 30)] for start in (100, 200, 300)]
+        expected = [session.score(ids) for ids in sequences]
+        found: dict[int, Any] = {}
+        threads = [
+            threading.Thread(target=lambda number=number: found.update({number: session.score(sequences[number])}))  # type: ignore[misc]
+            for number in range(3)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert all(np.array_equal(found[number], expected[number]) for number in range(3))
+
+
 # In an event loop
 
 

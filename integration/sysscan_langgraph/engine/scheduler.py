@@ -16,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as NotYet
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -99,6 +100,7 @@ class Scheduler:
         """Requests that were submitted and not answered."""
         self._outbox: dict[Call, list[GenerationEvent]] = {}
         self._scores: Context | None = None
+        self._scoring = threading.Lock()
         self._wide = self._lane(settings.n_parallel, min(settings.lane, settings.n_ctx))
         self._long: Lane | None = None if settings.lane < settings.n_ctx else self._wide
         self._worker = threading.Thread(target=self._run, name="sysscan-engine", daemon=True)
@@ -145,6 +147,10 @@ class Scheduler:
 
     def score(self, ids: list[int]) -> NDArray[np.float32]:
         """Return the logits after each token, [T, V]; computed between steps, a batch at a time."""
+        with self._scoring:  # one after the other, for all use one context
+            return self._score(ids)
+
+    def _score(self, ids: list[int]) -> NDArray[np.float32]:
         outcome: Future[NDArray[np.float32]] = Future()
         scores = np.empty((len(ids), self.weights.vocabulary.size), dtype=np.float32)
 
@@ -173,7 +179,7 @@ class Scheduler:
         while True:
             try:
                 return outcome.result(timeout=0.2)
-            except TimeoutError:
+            except NotYet:
                 if not self._worker.is_alive() and not outcome.done():
                     raise SysscanError(CLOSED) from None
 
