@@ -82,7 +82,10 @@ class LlamaCppSession(Session):
         Decoding begins with the call. Closing the iterator, or forgetting it, cancels what is left, and frees its places before
         the next step. While every place in the queue is taken, the rest waits here and follows in turn with other calls'.
 
-        Greedy answers do not depend on what else is in the batch, or was before (see `LlamaCpp.reproducible`).
+        A greedy answer never depends on what was asked before. What is in the batch with it can change its text where fewer
+        than eight sequences are decoded at once, or a number that four does not divide, unless `LlamaCpp.reproducible` is on.
+        Measured with SmolLM2 Q4_K_M, answers of 48 tokens: of 60 findings asked in another order, 4 got another text (JSON: 7);
+        of 20 asked one by one, 18 (JSON: 15); with `reproducible` none. Weights of Q8_0 and Q4_1 need it not.
 
         Raises UserError, before anything is decoded, when a request is malformed or does not fit the context. What goes wrong
         later is the event of its request (finish reason `error`); the error of a request that is alone in its call is raised.

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import llama_cpp
 import numpy as np
 import orjson
 import pytest
@@ -237,6 +238,12 @@ def test_an_answer_ends_where_the_context_does() -> None:
         (request(max_tokens=0), "max_tokens 0; expected 1 or more"),
         (request(temperature=-1.0), r"temperature -1.0; expected 0 \(greedy\) or more"),
         (request(temperature=float("nan")), "temperature nan"),
+        (request(top_p=0.0), "top_p 0.0; expected more than 0 and at most 1"),
+        (request(deadline=float("nan")), "has the deadline nan; expected seconds"),
+        (
+            GenerationRequest("r", ({"role": "user"},)),
+            "has a message that is no turn; expected a role and a content, both",
+        ),
         (GenerationRequest("r", ()), "ends with no turn to answer"),
         (GenerationRequest("r", ({"role": "assistant", "content": "a"},)), "ends with no turn to answer"),
     ],
@@ -375,3 +382,17 @@ def test_an_adapter_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text.gguf").write_text("import this")
     with pytest.raises(UserError, match=r"llama.cpp cannot load the adapter .*Check that it belongs to this base model"):
         LlamaCpp().open(ModelRef(model_file(), SPECIALIST, tmp_path / "text.gguf"))
+
+
+def test_what_llama_cpp_cannot_open_is_an_error_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    model = ModelRef(model_file(), SPECIALIST, write_adapter(tmp_path / "adapter.gguf", 0.5))
+    with monkeypatch.context() as patched:
+        patched.setattr(llama_cpp, "llama_init_from_model", lambda *_: None)
+        with pytest.raises(UserError, match=r"cannot open a context of 16 x 640 tokens .*Lower n_ctx or n_parallel"):
+            opened(model_file(), n_ctx=640)
+    with monkeypatch.context() as patched:
+        patched.setattr(llama_cpp, "llama_set_adapters_lora", lambda *_: 7)
+        with pytest.raises(UserError, match=r"llama.cpp cannot apply the adapter \(code 7\)"):
+            LlamaCpp(threads=1, n_ctx=640).open(model)
+    with opened(model_file(), n_ctx=640) as session:
+        assert said(session.generate([request(max_tokens=1)]))
