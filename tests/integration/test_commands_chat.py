@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import os
 import pty
@@ -10,6 +11,7 @@ import select
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -223,6 +225,12 @@ class Terminal:
         return self.process.wait(timeout=60)
 
 
+def _own_terminal() -> None:
+    """Make stdin the controlling terminal, and listen to Ctrl-C even where the tests themselves do not (in the background)."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @contextmanager
 def terminal(folder: Path, *words: str) -> Iterator[Terminal]:
     master, slave = pty.openpty()
@@ -230,7 +238,7 @@ def terminal(folder: Path, *words: str) -> Iterator[Terminal]:
     environment = {**os.environ, "TERM": "dumb", "INPUTRC": os.devnull}
     process = subprocess.Popen(
         command, stdin=slave, stdout=slave, stderr=slave, cwd=folder, env=environment, start_new_session=True,
-        preexec_fn=lambda: __import__("fcntl").ioctl(0, __import__("termios").TIOCSCTTY, 0),
+        preexec_fn=_own_terminal,
     )  # fmt: skip
     os.close(slave)
     try:

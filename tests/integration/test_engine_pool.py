@@ -108,6 +108,7 @@ def test_closing_ends_who_waits_in_a_thread_or_a_loop() -> None:
 # Memory
 
 
+@pytest.mark.slow
 def test_opening_and_closing_fifty_times_keeps_no_memory() -> None:
     def once() -> None:
         with opened(model_file(), n_ctx=256, n_parallel=2) as session:

@@ -60,6 +60,7 @@ def test_a_graph_of_the_host_gets_a_summary_that_the_model_wrote(installation: I
     json.dumps(out)
 
 
+@pytest.mark.slow
 def test_four_graphs_at_once_on_one_engine_and_a_hostile_one_among_them(installation: Installation) -> None:
     async def run() -> list[Any]:
         inputs = (FINDINGS[1:], FINDINGS, FINDINGS[1:], hostile_findings()[:1])

@@ -18,6 +18,8 @@ from sysscan_models.encoding import ChatEncoder, HFTokenizer
 from sysscan_models.prompts import conversation, finding_document
 from sysscan_models.roles import SPECIALIST
 
+pytestmark = pytest.mark.training  # it compares with the tokenizers that training uses
+
 TEXTS = (
     "plain words, 12345 and 3.14",
     HOSTILE,

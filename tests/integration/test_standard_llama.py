@@ -20,6 +20,8 @@ from sysscan_langgraph.serving import Served
 from sysscan_models.interfaces import ModelRef
 from sysscan_models.roles import GENERALIST, SPECIALIST, Sampling
 
+pytestmark = pytest.mark.slow
+
 SAMPLING = Sampling(max_tokens=40)
 
 
