@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sysscan_langgraph.engine.answer import Tuning
-from sysscan_langgraph.engine.call import Answers, Call, stream
+from sysscan_langgraph.engine.call import FORKED, Answers, Call, stream
 from sysscan_langgraph.engine.plan import Plan, Planner
 from sysscan_langgraph.engine.pool import Engine, Model, Pool, pool
 from sysscan_langgraph.engine.scheduler import CLOSED, Scheduler, Settings
@@ -35,7 +35,6 @@ from sysscan_models.interfaces import GenerationEvent, GenerationRequest, ModelR
 if TYPE_CHECKING:
     from sysscan_langgraph.backends import LlamaCpp
 
-FORKED = "the session was opened by another process, of which this one is a fork; open the model here"
 LANE = 1024
 """Tokens that prompt and answer may have to be among the `n_parallel`; longer conversations have fewer places."""
 

@@ -16,6 +16,7 @@ import pytest
 from engine_cases import FINDING, model_file, opened, request, said, texts
 
 from sysscan_langgraph import llama_cpp_backend
+from sysscan_langgraph.engine import scheduler as engine_scheduler
 from sysscan_langgraph.engine.context import Context
 from sysscan_langgraph.engine.scheduler import Scheduler
 from sysscan_langgraph.llama_cpp_backend import LlamaCppSession
@@ -536,3 +537,44 @@ def test_instructions_that_do_not_fit_are_refused(session: LlamaCppSession) -> N
 def test_tokens_are_counted_exactly(session: LlamaCppSession) -> None:
     one = request("What does the command `ls` do?", max_tokens=1)
     assert session.count_tokens(one.messages) == list(session.generate([one]))[-1].prompt_tokens
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"seed": "x", "temperature": 1.0}, "seed 'x'; expected a whole number"),
+        ({"seed": None}, "seed None; expected a whole number"),
+        ({"max_tokens": 4.5}, r"max_tokens 4\.5; expected a whole number"),
+        ({"temperature": "hot"}, "temperature 'hot'; expected a number"),
+        ({"deadline": "1"}, "deadline '1'; expected a number"),
+        ({"stop": (1,)}, r"stop \(1,\); expected a sequence of texts"),
+        ({"stop": "end"}, "stop 'end'; expected a sequence of texts"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_refused_before_anything_is_decoded(
+    session: LlamaCppSession, wrong: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        session.generate([request(**wrong)])
+    assert said(session.generate([request()]))
+
+
+def test_a_fault_of_ours_fails_the_request_that_it_hit_and_no_other(
+    session: LlamaCppSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = engine_scheduler.Answer
+
+    def broken(tools: Any, plan: Any, *rest: Any) -> Any:
+        if plan.id == "bad":
+            raise TypeError("not all arguments converted")
+        return whole(tools, plan, *rest)
+
+    monkeypatch.setattr(engine_scheduler, "Answer", broken)
+    events = list(session.generate([dataclasses.replace(request(), id=name) for name in ("good", "bad")]))
+    last = {event.id: event for event in events if event.finish_reason}
+    assert last["good"].finish_reason in ("stop", "length")
+    assert last["bad"].finish_reason == "error"
+    assert isinstance(last["bad"].error, SysscanError)
+    with pytest.raises(SysscanError, match=r"the request failed \(TypeError: not all arguments"):
+        list(session.generate([dataclasses.replace(request(), id="bad")]))
+    assert said(session.generate([request()]))

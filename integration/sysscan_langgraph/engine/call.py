@@ -6,6 +6,7 @@ The worker delivers, the caller takes; a caller that goes away cancels what is l
 from __future__ import annotations
 
 import asyncio
+import os
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from queue import SimpleQueue
@@ -13,6 +14,8 @@ from queue import SimpleQueue
 from sysscan_langgraph.engine.plan import Plan
 from sysscan_models.errors import SysscanError
 from sysscan_models.interfaces import GenerationEvent
+
+FORKED = "the session was opened by another process, of which this one is a fork; open the model here"
 
 Delivery = Sequence[GenerationEvent] | SysscanError
 """Events, or why no more will come."""
@@ -37,6 +40,7 @@ class Answers(Iterator[GenerationEvent]):
     def __init__(
         self, plans: Sequence[Plan], submit: Callable[[Call], None], cancel: Callable[[Call], None], owner: object
     ) -> None:
+        self._process = os.getpid()
         self._owner = owner  # a session lives as long as someone reads its answers
         self._inbox: SimpleQueue[Delivery] = SimpleQueue()
         self._events: deque[GenerationEvent] = deque()
@@ -49,10 +53,16 @@ class Answers(Iterator[GenerationEvent]):
         return self
 
     def __next__(self) -> GenerationEvent:
-        """Return the next event; raise the error of a request that is alone, and SysscanError when the session is closed."""
+        """Return the next event; raise the error of a request that is alone.
+
+        Raises SysscanError when the session is closed, and in a process that was forked.
+        """
         while not self._events:
             if not self._left:
                 raise StopIteration
+            if os.getpid() != self._process:  # nobody would ever deliver
+                self._left = 0
+                raise SysscanError(FORKED)
             delivery = self._inbox.get()
             if isinstance(delivery, SysscanError):
                 self._left = 0
@@ -69,7 +79,8 @@ class Answers(Iterator[GenerationEvent]):
         if self._left:
             self._left = 0
             self._events.clear()
-            self._cancel(self._call)
+            if os.getpid() == self._process:
+                self._cancel(self._call)
 
     def __del__(self) -> None:
         if getattr(self, "_left", 0):

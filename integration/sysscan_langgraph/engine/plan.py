@@ -67,6 +67,7 @@ class Planner:
         """Return the plan of a request; raise UserError when it is malformed or does not fit the context."""
         now, name, sampling = time.monotonic(), f"request {request.id!r}", self._sampling
         turns = _turns(request.messages, name)
+        _check_types(request, name)
         max_tokens = sampling.max_tokens if request.max_tokens is None else request.max_tokens
         temperature = sampling.temperature if request.temperature is None else request.temperature
         top_p = sampling.top_p if request.top_p is None else request.top_p
@@ -149,6 +150,18 @@ class Planner:
             middle = (low + high + 1) // 2
             low, high = (middle, high) if len(self.encode(cut(middle))) <= limit else (low, middle - 1)
         return cut(low), self.encode(cut(low))
+
+
+def _check_types(request: GenerationRequest, name: str) -> None:
+    """Raise UserError for a value of another kind than the engine computes with: it would fail much later."""
+    for field in ("seed", "max_tokens", "temperature", "top_p", "deadline"):
+        value, whole = getattr(request, field), field in ("seed", "max_tokens")
+        if value is None and field != "seed":
+            continue
+        if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+            raise UserError(f"{name} has {field} {value!r}; expected a{' whole' if whole else ''} number")
+    if isinstance(request.stop, str) or not all(isinstance(word, str) for word in request.stop):
+        raise UserError(f"{name} has stop {request.stop!r}; expected a sequence of texts")
 
 
 def _turns(messages: object, name: str) -> Turns:

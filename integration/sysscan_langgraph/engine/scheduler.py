@@ -98,6 +98,8 @@ class Scheduler:
         self._stopped = self._silent = False
         self._pending = 0
         """Requests that were submitted and not answered."""
+        self._calls: set[Call] = set()
+        """Calls that have such requests."""
         self._outbox: dict[Call, list[GenerationEvent]] = {}
         self._scores: Context | None = None
         self._scoring = threading.Lock()
@@ -132,6 +134,7 @@ class Scheduler:
             if self._stopped:
                 raise SysscanError(CLOSED)
             self._pending += call.left
+            self._calls.add(call)
             self._waiting.append(call)
             self._admit()
             self._changed.notify_all()
@@ -259,6 +262,7 @@ class Scheduler:
     def _drop(self, call: Call) -> None:
         """Forget a call that was cancelled."""
         self._pending -= call.left
+        self._calls.discard(call)
         call.left = 0
         call.waiting.clear()
         self._queue = deque(entry for entry in self._queue if entry[1] is not call)
@@ -317,7 +321,11 @@ class Scheduler:
         known = partial(self._known, lane, plan.segments)
         stream = max(free, key=lambda at: (known(at), at // context.group in groups, -lane.used[at], -at))
         lane.used[stream] = time.monotonic()
-        lane.answers[stream] = answer = Answer(self._tools, plan, call, stream, self.tuning)
+        try:
+            lane.answers[stream] = answer = Answer(self._tools, plan, call, stream, self.tuning)
+        except Exception as fault:  # noqa: BLE001 - one request's, and no reason to fail the others
+            self._tell(call, GenerationEvent(plan.id, "", "error", plan.prompt_tokens, 0, _in_words(fault)))
+            return
         if answer.finish:  # the grammar leaves nothing to choose
             self._finish(lane, answer, answer.finish)
 
@@ -373,8 +381,8 @@ class Scheduler:
                     lane.held[answer.stream] = (*lane.held[answer.stream], answer.unread.popleft())
             if not answer.unread:
                 self._go_on(lane, answer, logits, int(logits.argmax()))
-        except SysscanError as error:
-            self._fail(lane, answer, error)
+        except Exception as fault:  # noqa: BLE001 - one request's, and no reason to fail the others
+            self._fail(lane, answer, fault)
         return count
 
     def _decode(self, lane: Lane) -> None:
@@ -394,8 +402,8 @@ class Scheduler:
             if stream in answers and not answers[stream].undecoded:
                 try:
                     self._go_on(lane, answers[stream], rows[place], int(best[place]))
-                except SysscanError as error:
-                    self._fail(lane, answers[stream], error)
+                except Exception as fault:  # noqa: BLE001 - one request's, and no reason to fail the others
+                    self._fail(lane, answers[stream], fault)
 
     def _go_on(self, lane: Lane, answer: Answer, logits: NDArray[np.float32], best: int) -> None:
         """Let an answer take its next tokens, and say what is certain of its text."""
@@ -412,8 +420,8 @@ class Scheduler:
         self._leave(lane, answer)
         self._tell(answer.call, GenerationEvent(plan.id, text, reason, plan.prompt_tokens, answer.tokens, error))
 
-    def _fail(self, lane: Lane, answer: Answer, error: SysscanError) -> None:
-        self._finish(lane, answer, "error", error)
+    def _fail(self, lane: Lane, answer: Answer, fault: Exception) -> None:
+        self._finish(lane, answer, "error", _in_words(fault))
 
     def _leave(self, lane: Lane, answer: Answer) -> None:
         """Free a stream; what it has read of the prompt stays for the next one, what it has said does not."""
@@ -434,19 +442,21 @@ class Scheduler:
                 ended = min(call.left, sum(bool(event.finish_reason) for event in events))
                 call.left -= ended
                 self._pending -= ended
+                if not call.left:
+                    self._calls.discard(call)
             call.deliver(events)
 
     def _end(self, error: SysscanError) -> None:
         """Tell everybody who waits, and free what the worker holds."""
         with self._changed:
             self._stopped = True
-            calls = {call for _, call in self._queue} | {*self._waiting}
+            calls = [*self._calls]
+            self._calls.clear()
             self._queue.clear()
             self._waiting.clear()
             self._jobs.clear()
         for lane in self._lanes():
-            for answer in list(lane.answers.values()):
-                calls.add(answer.call)
+            for answer in lane.answers.values():
                 answer.close()
             lane.answers.clear()
             lane.context.close()
@@ -455,3 +465,12 @@ class Scheduler:
         for call in calls:
             if not (call.cancelled or self._silent):
                 call.deliver(error)
+
+
+def _in_words(fault: Exception) -> SysscanError:
+    """Return what a caller is told: the error itself, or what a fault of ours was."""
+    if isinstance(fault, SysscanError):
+        return fault
+    error = SysscanError(f"the request failed ({type(fault).__name__}: {fault})")
+    error.__cause__ = fault
+    return error
