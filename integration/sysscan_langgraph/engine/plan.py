@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 
-import orjson
-
 from sysscan_langgraph.engine.weights import Weights
+from sysscan_langgraph.grammar import schema_text
 from sysscan_models.errors import UserError
 from sysscan_models.interfaces import GenerationRequest
 from sysscan_models.roles import Sampling
@@ -109,7 +108,7 @@ class Planner:
             return self.weights.checked_grammar(request.grammar) if request.grammar else ""
         if request.grammar:
             raise UserError(f"{name} has a json_schema and a grammar; expected one of them")
-        return self.weights.grammar_of_schema(orjson.dumps(request.json_schema).decode())
+        return self.weights.grammar_of_schema(schema_text(request.json_schema))
 
     def _divided(self, turns: Turns, ids: Sequence[int]) -> tuple[tuple[int, ...], ...]:
         """Return the ids in segments; the last one is never empty."""

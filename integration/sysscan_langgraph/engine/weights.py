@@ -16,7 +16,7 @@ import llama_cpp
 import orjson
 
 from sysscan_langgraph.engine import log
-from sysscan_langgraph.grammar import grammar_of
+from sysscan_langgraph.grammar import encoded_grammar, grammar_of
 from sysscan_langgraph.vocabulary import NO_SPACE_PREFIX, Vocabulary, metadata
 from sysscan_models.encoding import ChatEncoder, choose_template
 from sysscan_models.errors import UserError
@@ -83,15 +83,16 @@ class Weights:
                 self._resources.close()
 
     def _grammar_of_schema(self, schema: str) -> str:
-        return self._compiled(grammar_of(orjson.loads(schema)), "the grammar of the JSON schema")
+        return self._compiled(grammar_of(orjson.loads(schema)), "the grammar of the JSON schema", of_schema=True)
 
     def _checked_grammar(self, grammar: str) -> str:
         return self._compiled(grammar, "the grammar")
 
-    def _compiled(self, grammar: str, what: str) -> str:
+    def _compiled(self, grammar: str, what: str, *, of_schema: bool = False) -> str:
         """Return a grammar that llama.cpp accepts; raise UserError when it does not."""
+        text = encoded_grammar(grammar, what, of_schema=of_schema)
         log.forget()
-        sampler = llama_cpp.llama_sampler_init_grammar(self.vocabulary.pointer, grammar.encode(), b"root")
+        sampler = llama_cpp.llama_sampler_init_grammar(self.vocabulary.pointer, text, b"root")
         if not sampler:  # a NULL pointer object, not None
             raise UserError(f"llama.cpp refuses {what}: {log.reason()}")
         llama_cpp.llama_sampler_free(sampler)
