@@ -7,6 +7,7 @@ SysscanError, which the command line prints; `analyze --fail-on` has an exit cod
 from __future__ import annotations
 
 import io
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -96,8 +97,8 @@ def analyze(report: Path, **options: Any) -> None:
     _encodes_anything()
     analysis = _analysed(report, scanned, options)
     _deliver(analysis, out, form, options["top"])
-    _refuse_when_all_failed(analysis)
     _fail_on(analysis, options["fail_on"])
+    _refuse_when_all_failed(analysis)
 
 
 @click.command()
@@ -142,6 +143,8 @@ def _destination(out: Path | None, form: Format | None) -> tuple[Path | None, Fo
         return None, chosen
     if not out.absolute().parent.is_dir():
         raise UserError(f"--out {out}: there is no folder {out.absolute().parent}; make it first")
+    if not os.access(out.absolute().parent, os.W_OK):
+        raise UserError(f"--out {out}: the folder {out.absolute().parent} cannot be written to; choose another place")
     return out, chosen
 
 
@@ -301,8 +304,11 @@ def _text(analysis: AnalysisReport, top: int) -> str:
 def _refuse_when_all_failed(analysis: AnalysisReport) -> None:
     from sysscan_models.errors import SysscanError
 
-    failed = [finding for finding in analysis.left_out if finding.reason == "failed"]
-    if failed and not analysis.analyses:
+    if analysis.analyses:
+        return
+    if late := [finding for finding in analysis.left_out if finding.reason == "time budget"]:
+        raise SysscanError(f"not one of {len(late)} findings could be analysed in time; raise --time-budget")
+    if failed := [finding for finding in analysis.left_out if finding.reason == "failed"]:
         reason = analysis.warnings[0].message if analysis.warnings else "no reason was given"
         raise SysscanError(f"not one of {len(failed)} findings could be analysed: {reason}")
 

@@ -5,18 +5,21 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from random import random
 from typing import Any
 
 import pytest
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, StateGraph
-from scripted import ANALYSIS, REPORT, Reply, backend_of, scan, scripted, usual
+from scripted import ANALYSIS, REPORT, Reply, Scripted, ScriptedSession, backend_of, scan, scripted, usual
 
 from sysscan_langgraph import AnalysisReport, create_analysis_graph
 from sysscan_langgraph.analysis.run import analyze
+from sysscan_langgraph.serving import Served
 from sysscan_models.errors import DataError, SysscanError, UserError
-from sysscan_models.interfaces import GenerationRequest
+from sysscan_models.interfaces import GenerationEvent, GenerationRequest, ModelRef, Session
 from sysscan_models.roles import GENERALIST, SPECIALIST
 
 
@@ -218,6 +221,31 @@ def test_a_cut_answer_is_used_and_its_end_is_told() -> None:
     assert (report.analyses[0].findings, report.analyses[0].finish_reason) == (("one",), "length")
     assert report.analyses[0].severity == "high"
     assert report.analyses[0].risk_score is None
+
+
+def test_ratings_of_a_cut_answer_are_not_its_own() -> None:
+    cut = '{"analysis": "}", "findings": ["one"], "severity": "critical", "risk_score": 99, "controls": ["a'
+    [analysis] = analyze(scan("low"), scripted(lambda role, request: cut if role == "specialist" else REPORT)).analyses
+    assert (analysis.finish_reason, analysis.severity, analysis.risk_score) == ("length", "low", None)
+    assert (analysis.analysis, analysis.findings) == ("", ("one",))  # a brace is no analysis
+
+
+@pytest.mark.parametrize(
+    ("said", "used"), [('{"analysis": "The', False), ('{"analysis": "Bad.", "severity": "low", "ri', True)]
+)
+def test_what_time_ended_counts_when_it_came_to_a_severity(said: str, used: bool) -> None:
+    class Late(ScriptedSession):
+        def _events(self, request: GenerationRequest) -> Iterator[GenerationEvent]:
+            yield GenerationEvent(request.id, said, "deadline", 1, 1)
+
+    class LateBackend(Scripted):
+        def open(self, model: ModelRef) -> Session:
+            return Late(self, model.role)
+
+    models = Served({SPECIALIST.name: ModelRef(Path("specialist.gguf"), SPECIALIST)}, LateBackend())
+    report = analyze(scan("high"), models, time_budget=60)
+    assert [one.severity for one in report.analyses] == (["low"] if used else [])
+    assert [one.reason for one in report.left_out] == ([] if used else ["time budget"])
 
 
 def test_alike_findings_cost_one_question() -> None:

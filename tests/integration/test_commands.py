@@ -155,6 +155,9 @@ def test_a_time_budget_leaves_out_what_it_has_no_time_for(run: Run, report: str)
     done = run("analyze", report, *BY_HAND, *words)
     assert "time budget" in done.out
     assert done.code == 3  # the high one was left out, and counts
+    without = run("analyze", report, *BY_HAND, "--time-budget", "0.000001")
+    assert without.code == 1
+    assert "could be analysed in time; raise --time-budget" in without.err
 
 
 # Exit codes

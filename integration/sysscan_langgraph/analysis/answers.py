@@ -35,7 +35,7 @@ def read_answer(text: str, model: type[Answer], schema: Mapping[str, Any] | None
     """
     shapes = (schema or {}).get("properties", {})
     fields = {name: _said(_ended(value, shapes.get(name, {}))) for name, value in _object(text).items()}
-    fields = {name: value for name, value in fields.items() if value not in (None, "", [])}
+    fields = {name: value for name, value in fields.items() if not _says_nothing(value)}
     while fields:
         try:
             return model.model_validate(fields)
@@ -46,6 +46,10 @@ def read_answer(text: str, model: type[Answer], schema: Mapping[str, Any] | None
             fields = {name: value for name, value in _without(fields, wrong).items() if value != []}
     reason = SysscanError(f"the model's answer says nothing that can be used: {_shown(text)}")
     raise OutputParserException(reason, llm_output=text)
+
+
+def _says_nothing(value: Any) -> bool:
+    return value in (None, "", []) or (isinstance(value, str) and not any(map(str.isalnum, value)))
 
 
 def read_points(texts: Sequence[str], finding_ids: Mapping[str, str]) -> tuple[list[Point], int]:

@@ -216,6 +216,8 @@ class Fanout:
             if asked.finish_reason == "deadline":
                 return {**_OUT_OF_TIME, **asked.cost}
             return {**failure(error), **asked.cost}
+        if asked.finish_reason == "deadline" and getattr(fields, "severity", None) is None:
+            return {**_OUT_OF_TIME, **asked.cost}  # a few words are no analysis
         return {"fields": fields.model_dump(mode="json", exclude_none=True), **asked.cost}
 
 

@@ -53,6 +53,7 @@ SPECIALIST_SHARE, CORRELATE_SHARE = 0.7, 0.85
 """When, as a share of the time budget, findings and correlations are no longer asked about; the rest is the report's."""
 
 _NO_TIME = "the time budget was used up"
+_RATINGS = ("severity", "risk_score")
 _SAID = ("analysis", "findings", "risk_score", "techniques", "controls", "remediation")
 
 
@@ -327,8 +328,12 @@ def _analyses(state: AnalysisState) -> list[FindingAnalysis]:
 
 
 def _analysis(entry: Entry, answer: Mapping[str, Any]) -> FindingAnalysis:
-    """Return what the specialist said about an entry; one that is like another cost nothing."""
-    said, own = answer["fields"], not entry["same_as"]
+    """Return what the specialist said about an entry; one that is like another cost nothing.
+
+    Ratings of an answer that was cut short are not its own: what was left of the room chose them.
+    """
+    cut = _RATINGS if answer["finish_reason"] == "length" else ()
+    said, own = {name: value for name, value in answer["fields"].items() if name not in cut}, not entry["same_as"]
     reported = entry["severity"] if entry["severity"] in SEVERITIES else "info"
     return FindingAnalysis(
         alias=entry["alias"],
