@@ -74,7 +74,7 @@ def test_a_conftest_may_import_the_stubs_and_load_the_fixtures(tmp_path: Path) -
         "    assert sysscan_archive.exists()\n"
     )
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider", str(tmp_path)],
+        [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider", "-p", "no:asyncio", str(tmp_path)],
         capture_output=True,
         text=True,
         check=False,
