@@ -8,6 +8,7 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -34,13 +35,14 @@ class _Group(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         own = list(self.commands)
         place = own.index("ask") + 1
-        return [*own[:place], *(name for name in self._installed() if name not in self.commands), *own[place:]]
+        return [*own[:place], *(name for name in self._installed if name not in self.commands), *own[place:]]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if found := super().get_command(ctx, cmd_name):
             return found
-        return self._load(cmd_name) if cmd_name in self._installed() else None
+        return self._load(cmd_name) if cmd_name in self._installed else None
 
+    @cached_property
     def _installed(self) -> dict[str, Any]:
         from importlib.metadata import entry_points
 
@@ -48,7 +50,7 @@ class _Group(click.Group):
 
     def _load(self, name: str) -> click.Command:
         """Return an installed verb; one that cannot be imported is listed and says why when it is called."""
-        point = self._installed()[name]
+        point = self._installed[name]
         try:
             command = point.load()
             if isinstance(command, click.Command):

@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
-from contextlib import closing, nullcontext, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Literal
@@ -216,6 +216,17 @@ class GenerationEvent:
     """What went wrong, for the finish reason `error`; the other requests of the call go on."""
 
 
+@contextmanager
+def cancelled_at_end(events: Iterator[GenerationEvent]) -> Iterator[Iterator[GenerationEvent]]:
+    """Give the events of `Session.generate`, and close them at the end, which cancels what was not read."""
+    try:
+        yield events
+    finally:
+        close: Callable[[], None] | None = getattr(events, "close", None)  # not every iterator has something to close
+        if close:
+            close()
+
+
 class Session(ABC):
     """An open model, for any number of threads and event loops at once. A context manager; `close()` gives it back."""
 
@@ -231,18 +242,17 @@ class Session(ABC):
 
     async def agenerate(self, requests: Sequence[GenerationRequest]) -> AsyncIterator[GenerationEvent]:
         """Do what `generate` does without blocking the event loop; here by a thread that reads the iterator."""
-        loop, events = asyncio.get_running_loop(), asyncio.Queue[GenerationEvent | BaseException | None]()
+        loop, inbox = asyncio.get_running_loop(), asyncio.Queue[GenerationEvent | BaseException | None]()
         stopped = threading.Event()
 
         def tell(item: GenerationEvent | BaseException | None) -> None:
             with suppress(RuntimeError):  # the loop is gone, and nobody listens
-                loop.call_soon_threadsafe(events.put_nowait, item)
+                loop.call_soon_threadsafe(inbox.put_nowait, item)
 
         def read() -> None:
             try:
-                answers = self.generate(requests)
-                with closing(answers) if isinstance(answers, Generator) else nullcontext():
-                    for event in answers:
+                with cancelled_at_end(self.generate(requests)) as events:
+                    for event in events:
                         tell(event)
                         if stopped.is_set():
                             return
@@ -252,7 +262,7 @@ class Session(ABC):
 
         threading.Thread(target=read, name="sysscan-generate", daemon=True).start()
         try:
-            while (item := await events.get()) is not None:
+            while (item := await inbox.get()) is not None:
                 if isinstance(item, BaseException):
                     raise item
                 yield item
@@ -304,5 +314,5 @@ class Evaluator(Options, ABC):
 
 __all__ = [
     "Backend", "Decision", "Document", "Estimate", "Evaluator", "GenerationEvent", "GenerationRequest", "Member", "ModelRef",
-    "Options", "Quantizer", "Reader", "Router", "Session", "SetAside", "Source", "TrainJob", "Trainer",
+    "Options", "Quantizer", "Reader", "Router", "Session", "SetAside", "Source", "TrainJob", "Trainer", "cancelled_at_end",
 ]  # fmt: skip

@@ -8,8 +8,7 @@ the model as they are; the caller brings the system prompt (`sysscan_models.prom
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from hashlib import sha256
 from pathlib import Path
@@ -32,7 +31,7 @@ from sysscan_langgraph.structured_output import Method, structured
 from sysscan_langgraph.tools import CallReader, Toolbox, chosen, described
 from sysscan_langgraph.turns import turns
 from sysscan_models.errors import SysscanError, UserError, unknown_name
-from sysscan_models.interfaces import GenerationEvent, GenerationRequest, Session
+from sysscan_models.interfaces import GenerationEvent, GenerationRequest, Session, cancelled_at_end
 
 USUAL_PARALLEL = 16
 """Threads of `batch` where the backend does not say how many requests it answers at once."""
@@ -135,7 +134,7 @@ class ChatSysscan(BaseChatModel):
     ) -> ChatResult:
         question = self._question(messages, stop, kwargs)
         answer = _Whole(question)
-        with _closing(question.session.generate([question.request])) as events:
+        with cancelled_at_end(question.session.generate([question.request])) as events:
             for event in events:
                 answer.add(event)
         return answer.result()
@@ -166,7 +165,7 @@ class ChatSysscan(BaseChatModel):
     ) -> Iterator[ChatGenerationChunk]:
         question = self._question(messages, stop, kwargs)
         pieces = _Pieces(question)
-        with _closing(question.session.generate([question.request])) as events:
+        with cancelled_at_end(question.session.generate([question.request])) as events:
             for event in events:
                 for chunk in pieces.add(event):
                     if run_manager:
@@ -439,17 +438,6 @@ class _Pieces:
         if event.finish_reason:
             place = {"chunk_position": "last"} if "chunk_position" in AIMessageChunk.model_fields else {}
             yield ChatGenerationChunk(message=AIMessageChunk(content="", **self.question.metadata(event), **place))
-
-
-@contextmanager
-def _closing(events: Iterator[GenerationEvent]) -> Iterator[Iterator[GenerationEvent]]:
-    """Close the iterator at the end, which cancels what is under way."""
-    try:
-        yield events
-    finally:
-        close: Callable[[], None] | None = getattr(events, "close", None)
-        if close:
-            close()
 
 
 async def _aclose(events: AsyncIterator[GenerationEvent]) -> None:

@@ -11,13 +11,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import closing, contextmanager, nullcontext, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 
 import click
 
 from sysscan_models.errors import Interrupted, SysscanError
-from sysscan_models.interfaces import GenerationEvent, GenerationRequest, Session
+from sysscan_models.interfaces import GenerationEvent, GenerationRequest, Session, cancelled_at_end
 from sysscan_models.prompts import redact, with_system
 from sysscan_models.roles import ModelRole
 from sysscan_models.samples.answers import judge
@@ -127,10 +127,9 @@ class Dialogue:
             json_schema=self.role.response_model.model_json_schema() if self.as_json else None,
         )
         asked, first, event = time.monotonic(), 0.0, GenerationEvent("chat", "")
-        answer = self.session.generate([request])
         try:
-            with closing(answer) if isinstance(answer, Generator) else nullcontext():
-                for event in answer:
+            with cancelled_at_end(self.session.generate([request])) as events:
+                for event in events:
                     first = first or (time.monotonic() - asked if event.text else 0.0)
                     if event.error:
                         raise event.error

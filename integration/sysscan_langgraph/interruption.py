@@ -10,12 +10,12 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from sysscan_langgraph.serving import Served
-from sysscan_models.interfaces import GenerationEvent, GenerationRequest, Session
+from sysscan_models.interfaces import GenerationEvent, GenerationRequest, Session, cancelled_at_end
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
 
@@ -89,7 +89,7 @@ class _Interruptible(Session):
 
     def _until_stopped(self, events: Iterator[GenerationEvent]) -> Iterator[GenerationEvent]:
         try:
-            with closing(events) if isinstance(events, Generator) else nullcontext():
+            with cancelled_at_end(events):
                 for event in events:
                     _check(self._stopped)
                     yield event

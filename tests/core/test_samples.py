@@ -28,15 +28,21 @@ HOSTILE = (
 )
 
 
-class ScriptedSession(Session):
-    """Says what it is told, in pieces, the last request first."""
+Says = Callable[[GenerationRequest], "str | Exception"]
 
-    def __init__(self, says: Callable[[GenerationRequest], str]) -> None:
+
+class ScriptedSession(Session):
+    """Says what it is told, in pieces, the last request first; an exception is what goes wrong."""
+
+    def __init__(self, says: Says) -> None:
         self.says = says
 
     def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[GenerationEvent]:
         for request in reversed(requests):
             text = self.says(request)
+            if isinstance(text, Exception):
+                yield GenerationEvent(request.id, "", "error", error=text)
+                continue
             yield GenerationEvent(request.id, text[:3])
             yield GenerationEvent(request.id, text[3:], "stop", 5, len(text.split()))
 
@@ -44,7 +50,7 @@ class ScriptedSession(Session):
         pass
 
 
-def scripted(says: Callable[[GenerationRequest], str]) -> object:
+def scripted(says: Says) -> object:
     """Return a plugin whose backend `scripted` says what the function returns."""
 
     class Scripted(Backend):
@@ -70,7 +76,7 @@ def package(tmp_path: Path) -> Path:
     return package_files(models, tmp_path / "package").root
 
 
-def asked(package: Path, says: Callable[[GenerationRequest], str], question: str | None = None, **options: Any) -> list[str]:
+def asked(package: Path, says: Says, question: str | None = None, **options: Any) -> list[str]:
     registry = plugin_manager(scripted(says), entry_points=False)
     role = options.pop("role", "specialist")
     return list(samples.ask(role, question, folder=package, backend="scripted", registry=registry, **options))
@@ -344,23 +350,8 @@ def test_answers_are_told_in_the_order_of_the_findings_whatever_finishes_first(p
 
 
 def test_a_request_that_failed_is_an_error_of_the_command(package: Path) -> None:
-    class Failing(ScriptedSession):
-        def generate(self, requests: Sequence[GenerationRequest]) -> Iterator[GenerationEvent]:
-            yield GenerationEvent(requests[0].id, "", "error", error=UserError("it broke"))
-
-    class FailingBackend(Backend):
-        name: ClassVar[str] = "failing"
-
-        def open(self, model: ModelRef) -> Session:
-            return Failing(str)
-
-    class Plugin:
-        @hookimpl
-        def sysscan_register_backends(self) -> list[type[Backend]]:
-            return [FailingBackend]
-
     with pytest.raises(UserError, match="it broke"):
-        list(samples.ask("specialist", "why?", folder=package, backend="failing", registry=plugin_manager(Plugin())))
+        asked(package, lambda _: UserError("it broke"), "why?")
 
 
 def test_a_real_model_can_be_asked(tmp_path: Path, stub_run: Any) -> None:

@@ -5,14 +5,18 @@ Run as a program it is `sysscan-models` with that backend; it needs no package, 
 
 from __future__ import annotations
 
+import signal
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import orjson
+import pytest
 
 from sysscan_models import hookimpl, plugins
+from sysscan_models.cli import main
 from sysscan_models.errors import SysscanError, UserError
 from sysscan_models.interfaces import Backend, GenerationEvent, GenerationRequest, ModelRef, Session
 
@@ -101,8 +105,20 @@ def with_by_hand(*more: Any, **options: Any) -> plugins.Registry:
     return _manager(Plugin(), *more, **options)
 
 
-if __name__ == "__main__":
-    from sysscan_models.cli import main
+def run_main(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    """Run the command line in this process with the backend `by_hand`; return the exit code."""
+    monkeypatch.setattr("sysscan_models.plugins.plugin_manager", with_by_hand)
+    monkeypatch.setattr(sys, "argv", ["sysscan-models", *words])
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        main()
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    return 0
 
+
+if __name__ == "__main__":
     plugins.plugin_manager = with_by_hand
     main()

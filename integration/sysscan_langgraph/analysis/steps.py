@@ -51,29 +51,27 @@ def node(step: Step, name: str) -> RunnableLambda[Any, Any]:
 
     def run(state: Any, config: RunnableConfig) -> Any:
         waiting = step(state, config)
+        go_on: Callable[[], Call] = partial(next, waiting)
         try:
-            call = next(waiting)
             while True:
+                call = go_on()
                 try:
-                    result = call.now()
+                    go_on = partial(waiting.send, call.now())
                 except BaseException as error:  # noqa: BLE001 - it is the step's to handle
-                    call = waiting.throw(error)
-                else:
-                    call = waiting.send(result)
+                    go_on = partial(waiting.throw, error)
         except StopIteration as end:
             return end.value
 
     async def arun(state: Any, config: RunnableConfig) -> Any:
         waiting = step(state, config)
+        go_on: Callable[[], Call] = partial(next, waiting)
         try:
-            call = next(waiting)
             while True:
+                call = go_on()
                 try:
-                    result = await call.later()
+                    go_on = partial(waiting.send, await call.later())
                 except BaseException as error:  # noqa: BLE001 - it is the step's to handle
-                    call = waiting.throw(error)
-                else:
-                    call = waiting.send(result)
+                    go_on = partial(waiting.throw, error)
         except StopIteration as end:
             return end.value
 

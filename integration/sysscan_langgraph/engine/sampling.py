@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any
 
 import llama_cpp
@@ -27,8 +26,6 @@ RANDOM_SEED = 0xFFFFFFFF
 """The seed that llama.cpp takes for "draw one"; it is never given."""
 SHORTLIST = 128
 """Likeliest tokens that a grammar is applied to before the whole vocabulary is."""
-
-
 _PRINTABLE = range(0x20, 0x7F)
 
 
@@ -128,14 +125,6 @@ class Grammar:
             llama_cpp.llama_sampler_accept(self._pointer, token)
 
 
-@dataclass
-class _Counts:
-    """What the choices cost; a benchmark reads it."""
-
-    refused: int = 0
-    whole: int = 0
-
-
 class Sampler:
     """Chooses the tokens of one answer."""
 
@@ -144,12 +133,10 @@ class Sampler:
         self._resources = ExitStack()
         self.likeliest = plan.temperature == 0 and plan.repeat_penalty == 1
         """Whether the token with the highest logit is taken."""
-        self.greedy = plan.temperature == 0
         self._chain = None if self.likeliest else self._chained(plan)
         self.grammar = Grammar.start(tools, plan.grammar) if plan.grammar else None
         if self.grammar:
             self._resources.callback(self.grammar.free)
-        self.counts = _Counts()
 
     def close(self) -> None:
         """Give the memory back."""
@@ -178,10 +165,8 @@ class Sampler:
             token = best if self.likeliest else self._sample(logits)
             if grammar.allows(token):
                 return token
-            self.counts.refused += 1
             if self.likeliest and (found := self._shortlisted(grammar, logits)) is not None:
                 return found
-        self.counts.whole += 1
         token = self._masked(grammar, logits)
         if not grammar.allows(token):
             raise SysscanError("the grammar allows none of the model's tokens here")

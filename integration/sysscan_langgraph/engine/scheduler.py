@@ -61,7 +61,7 @@ class Settings:
     threads: int
     lane: int
     """Tokens that a stream of the wide context holds."""
-    reproducible: bool = True
+    reproducible: bool
 
 
 @dataclass

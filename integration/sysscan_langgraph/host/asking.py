@@ -7,8 +7,7 @@ together; the answers are read field by field, so that one field out of place co
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import closing, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +19,7 @@ from sysscan_langgraph.host.shapes import listed
 from sysscan_langgraph.serving import Served
 from sysscan_models.documents import Document
 from sysscan_models.errors import SysscanError
-from sysscan_models.interfaces import GenerationEvent, GenerationRequest, Session
+from sysscan_models.interfaces import GenerationEvent, GenerationRequest, Session, cancelled_at_end
 from sysscan_models.prompts import Response, conversation, redact
 from sysscan_models.scan_report import SEVERITIES
 from sysscan_models.terminal import printable
@@ -153,7 +152,7 @@ def _collected(
 
 def _until(events: Iterator[GenerationEvent], limit: TimeLimit) -> Iterator[GenerationEvent]:
     """Yield events until the time is over, for sessions that know no deadline; closing them cancels what is left."""
-    with closing(events) if isinstance(events, Generator) else nullcontext():
+    with cancelled_at_end(events):
         for event in events:
             yield event
             if not limit.left:
