@@ -13,6 +13,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 VERSIONS = re.findall(r'"Programming Language :: Python :: (3\.\d+)"', (ROOT / "pyproject.toml").read_text())
 
+PYTEST_PLUGINS = ["pytest-timeout", "pytest-asyncio"]
+"""What the options in pyproject.toml belong to."""
+
 
 def interpreter(version: str) -> str | None:
     """Return a Python of this version that runs: on the path, or among pyenv's."""
@@ -37,23 +40,14 @@ def test_the_core_and_its_stubs_run_on(version: str, tmp_path: Path) -> None:
         pytest.skip(f"no Python {version} on this machine")
     subprocess.run([python, "-m", "venv", tmp_path / "venv"], check=True)
     scratch = tmp_path / "venv" / "bin" / "python"
-    install = [scratch, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", f"{ROOT}[testing]", "pytest-timeout"]
-    subprocess.run(install, check=True)
+    pip = [scratch, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, f"{ROOT}[testing]", *PYTEST_PLUGINS], check=True)
     listed = subprocess.run([scratch, "-m", "pip", "list"], capture_output=True, text=True, check=True).stdout
     assert not re.search(r"^(torch|transformers|langgraph|llama.cpp.python) ", listed, re.MULTILINE)
     tests = ["test_prompts.py", "test_stub_pipeline.py", "test_plugins.py", "test_artifacts.py"]
     done = subprocess.run(
-        [
-            scratch,
-            "-m",
-            "pytest",
-            "-q",
-            "-p",
-            "no:cacheprovider",
-            "-k",
-            "not generated_parts",
-            *(ROOT / "tests" / "core" / name for name in tests),
-        ],
+        [scratch, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "not generated_parts"]
+        + [str(ROOT / "tests" / "core" / name) for name in tests],
         cwd=ROOT,
         capture_output=True,
         text=True,
