@@ -7,6 +7,7 @@ device, duration and time are recorded outside of it (`made`). File paths are re
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import platform
@@ -310,9 +311,15 @@ def sha256_file(path: Path) -> str:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a small file so that a reader sees the old one or the new one, never a part: temporary name, fsync, rename."""
+    """Write a small file so that a reader sees the old one or the new one, never a part: temporary name, fsync, rename.
+
+    A link stays, and leads to the new file; a device or a pipe stays too, and is written to as it is.
+    """
+    if _is_special(path):
+        path.write_bytes(data)
+        return
+    path, temporary = _target(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
         with temporary.open("wb") as stream:
             stream.write(data)
@@ -322,6 +329,29 @@ def write_atomically(path: Path, data: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)  # a disk that is full must not stay so for our sake
         raise
+
+
+def check_writable(path: Path) -> None:
+    """Raise OSError when `write_atomically` could not write there as it is now; nothing is written, and no folder made."""
+    if _is_special(path):
+        if not os.access(path, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return
+    _, temporary = _target(path)
+    if not temporary.exists():
+        temporary.touch(exist_ok=False)
+        temporary.unlink()
+
+
+def _is_special(path: Path) -> bool:
+    """Say whether there is something that a file must not take the place of: a device, a pipe, a socket."""
+    return path.exists() and not path.is_file() and not path.is_dir()
+
+
+def _target(path: Path) -> tuple[Path, Path]:
+    """Return the file that a path leads to, and the temporary one beside it."""
+    target = Path(os.path.realpath(path)) if path.is_symlink() else path
+    return target, target.with_name(f".{target.name}.tmp")
 
 
 def publish(temporary: Path, path: Path) -> None:

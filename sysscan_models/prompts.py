@@ -99,7 +99,7 @@ def finding_document(finding: Mapping[str, Any]) -> Document:
     what the specialist is asked for.
     """
     metadata = finding.get("metadata") or {}
-    evidence = [f"{key}: {_plain(value)}" for key, value in metadata.items() if value not in (None, "", [], {})]
+    evidence = [f"{key}: {_plain(redact_deep(value))}" for key, value in metadata.items() if value not in (None, "", [], {})]
     description = "\n".join(part for part in (str(finding.get("description") or "").strip(), *evidence) if part)
     return Document(id=str(finding.get("id", "")), title=str(finding.get("title", "")), description=description)
 
@@ -140,7 +140,8 @@ def example(role: ModelRole, document: Document) -> Example:
 def response(role: ModelRole, document: Document, analysis: str) -> Response:
     """Fill the role's response model with what the document supports; labels that do not fit the model are left out."""
     offered: dict[str, Any] = {"content": analysis, "findings": [redact(text) for text in document.findings], **document.labels}
-    fields = {name: _redacted(offered[key]) for name, key in role.answer.items() if offered.get(key) not in (None, "", [], ())}
+    told = {name: offered[key] for name, key in role.answer.items() if offered.get(key) not in (None, "", [], ())}
+    fields = {name: _stripped(redact_deep(value)) for name, value in told.items()}
     while True:
         try:
             return role.response_model.model_validate(fields)
@@ -151,29 +152,48 @@ def response(role: ModelRole, document: Document, analysis: str) -> Response:
             fields = {name: value for name, value in fields.items() if name not in wrong}
 
 
-_PRIVATE_KEY = re.compile(r"-----BEGIN ([A-Z ]{0,40}PRIVATE KEY)-----[A-Za-z0-9+/=\s:,-]{0,16384}?-----END \1-----")
+_KEY_TEXT = r"[A-Za-z0-9+/=\s:,\\]"
+"""What a key in PEM consists of; a backslash, because quoting may have written its line ends as `\n`."""
+_PRIVATE_KEY = re.compile(rf"-----BEGIN ([A-Z ]{{0,40}}PRIVATE KEY)-----{_KEY_TEXT}*(?:-(?!----){_KEY_TEXT}*)*-----END \1-----")
 _TOKENS = re.compile(
-    r"\b(?:(hf_[A-Za-z0-9]{20,})|(sk-[A-Za-z0-9_-]{20,})|(gh[pousr]_[A-Za-z0-9]{30,})|((?:AKIA|ASIA)[A-Z0-9]{16})"
-    r"|(AIza[A-Za-z0-9_-]{35})|(xox[abprs]-[A-Za-z0-9-]{10,})|(eyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}))"
+    r"(?:\b|(?<=\\[nrt]))(?:(hf_[A-Za-z0-9]{20,})|(sk-[A-Za-z0-9_-]{20,})|(gh[pousr]_[A-Za-z0-9]{30,})|((?:AKIA|ASIA)[A-Z0-9]{16})"
+    r"|(AIza[A-Za-z0-9_-]{35})|(xox[abprs]-[A-Za-z0-9-]{10,}))"
 )
-_TOKEN_KINDS = ("HF_TOKEN", "SK_TOKEN", "GITHUB_TOKEN", "AWS_KEY_ID", "GOOGLE_KEY", "SLACK_TOKEN", "JWT")
+_TOKEN_KINDS = ("HF_TOKEN", "SK_TOKEN", "GITHUB_TOKEN", "AWS_KEY_ID", "GOOGLE_KEY", "SLACK_TOKEN")
+_JWT = re.compile(  # looked for once in each run of its characters, so that a long run is not read again from every place in it
+    r"(?<![A-Za-z0-9_-])(?=[A-Za-z0-9_-]+\.eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,})"
+    r"([A-Za-z0-9_-]*?)eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+"
+)
 _URL_PASSWORD = re.compile(r"(\b[a-z][a-z0-9+.-]{1,20}://[^\s/:@]{1,128}:)([^\s/@]{1,256})(@)")
 
 
 def redact(text: str) -> str:
     """Replace secrets with typed placeholders: private keys, tokens of known shapes, passwords in URLs.
 
-    Every pattern is bounded, so that hostile text cannot make it slow.
+    The time it takes grows with the length of the text and no faster, however hostile the text is.
     """
     text = _PRIVATE_KEY.sub("[PRIVATE_KEY]", text)
     text = _TOKENS.sub(lambda match: f"[{_TOKEN_KINDS[(match.lastindex or 1) - 1]}]", text)
+    text = _JWT.sub(r"\1[JWT]", text)
     return _URL_PASSWORD.sub(r"\1[PASSWORD]\3", text)
 
 
-def _redacted(value: Any) -> Any:
+def redact_deep(value: Any) -> Any:
+    """Return a value of JSON with all its text redacted, names of objects too.
+
+    Text must pass here before it is written as JSON, whose quoting hides where a secret begins.
+    """
     if isinstance(value, str):
-        return redact(value).strip()
-    return [_redacted(item) for item in value] if isinstance(value, (list, tuple)) else value
+        return redact(value)
+    if isinstance(value, Mapping):
+        return {redact(key) if isinstance(key, str) else key: redact_deep(item) for key, item in value.items()}
+    return [redact_deep(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _stripped(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.strip()
+    return [_stripped(item) for item in value] if isinstance(value, list) else value
 
 
 def _plain(value: object) -> str:

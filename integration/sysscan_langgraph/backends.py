@@ -24,10 +24,10 @@ class LlamaCpp(Backend):
     """Conversations that are answered at once; more wait in the queue."""
     queue_size: int = Field(1024, gt=0)
     """Conversations that may wait; who asks for more waits too."""
-    n_batch: int = Field(512, gt=0)
+    n_batch: int = Field(512, gt=0, le=65536)
     """Tokens that are decoded in one step."""
-    threads: int = Field(0, ge=0)
-    """Threads to compute with; 0 for all cores that this process may use."""
+    threads: int = Field(0, ge=0, le=512)
+    """Threads to compute with, as many as llama.cpp can have; 0 for all cores that this process may use."""
     n_gpu_layers: int = Field(-1, ge=-1)
     """Layers on an accelerator, where llama.cpp was built for one; -1 for all."""
     reproducible: bool = False

@@ -10,7 +10,7 @@ import io
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -90,15 +90,16 @@ def analyze(report: Path, **options: Any) -> None:
     --fail-on goes by the worse of what the specialist and the scanner say, so that a weak model hides no finding; one that was
     left out counts with the scanner's severity.
     """
-    from sysscan_models.scan_report import read_report
+    with _ends_in_words():
+        from sysscan_models.scan_report import read_report
 
-    out, form = _destination(options["out"], options["form"])
-    scanned = read_report(report)
-    _encodes_anything()
-    analysis = _analysed(report, scanned, options)
-    _deliver(analysis, out, form, options["top"])
-    _fail_on(analysis, options["fail_on"])
-    _refuse_when_all_failed(analysis)
+        out, form = _destination(options["out"], options["form"], report, options["checkpoint"])
+        scanned = read_report(report)
+        _encodes_anything()
+        analysis = _analysed(scanned, options)
+        _deliver(analysis, out, form, options["top"])
+        _fail_on(analysis, options["fail_on"])
+        _refuse_when_all_failed(analysis)
 
 
 @click.command()
@@ -117,35 +118,70 @@ def chat(
     Answers stream as they are written; Ctrl-C stops an answer, Ctrl-D or /quit ends the talk, /help lists the commands.
     Lines that are piped in are asked one after the other, without prompts.
     """
-    from sysscan_langgraph.dialogue import Dialogue, talk
-    from sysscan_models.errors import Interrupted
+    with _ends_in_words():
+        from sysscan_langgraph.dialogue import Dialogue, talk
 
-    _encodes_anything()
-    try:
+        _encodes_anything()
         with _served(folder, backend, settings) as models:
             contract = models.role(role)
             dialogue = Dialogue(models.session(role), contract, as_json=as_json, **sampling)
             if system is not None:
                 dialogue.system = system
             talk(dialogue)
+
+
+@contextmanager
+def _ends_in_words() -> Iterator[None]:
+    """Say what stopped a verb; what the command line itself would say is about `run`, which keeps what it has finished."""
+    from sysscan_models.errors import Interrupted, SysscanError
+
+    try:
+        yield
     except KeyboardInterrupt:
         raise Interrupted("stopped") from None
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise SysscanError(f"{f'{error.filename}: ' if error.filename else ''}{error.strerror or error}") from error
 
 
-def _destination(out: Path | None, form: Format | None) -> tuple[Path | None, Format]:
+def _destination(out: Path | None, form: Format | None, report: Path, checkpoint: Path | None) -> tuple[Path | None, Format]:
     """Return where the analysis goes (None for stdout) and in which format; raise UserError before any work is done in vain."""
+    from sysscan_models.artifacts import check_writable
     from sysscan_models.errors import UserError
 
     chosen = form or (SUFFIXES.get(out.suffix.lower(), "text") if out else "text")
-    if out is None and chosen == "html" and sys.stdout.isatty():
+    if out is None and chosen == "html" and sys.stdout is not None and sys.stdout.isatty():
         raise UserError("a page of HTML is not for a terminal; name a file with --out FILE, or ask for it with --out -")
-    if out is None or out == STDOUT:
+    if out is None or out == STDOUT or _is_stdout(out):
         return None, chosen
+    if not out.name:
+        raise UserError("--out names no file; expected a path, or - for stdout")
     if not out.absolute().parent.is_dir():
         raise UserError(f"--out {out}: there is no folder {out.absolute().parent}; make it first")
-    if not os.access(out.absolute().parent, os.W_OK):
-        raise UserError(f"--out {out}: the folder {out.absolute().parent} cannot be written to; choose another place")
+    for what, path in (("the report", report), ("the checkpoint", checkpoint)):
+        if path is not None and _same_file(out, path):
+            raise UserError(f"--out {out} is {what} itself; choose another file")
+    try:
+        check_writable(out)
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be written to: {error.strerror}; choose another place") from error
     return out, chosen
+
+
+def _is_stdout(path: Path) -> bool:
+    """Say whether a path (/dev/stdout, say) leads where stdout does, which then holds what --out asks for and nothing else."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(sys.stdout.fileno()))
+    except (OSError, ValueError, AttributeError):  # not there, or a stdout that is none
+        return False
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:  # not there yet
+        return os.path.realpath(one) == os.path.realpath(other)
 
 
 def _served(folder: Path | None, backend: str, settings: tuple[str, ...]) -> Served:
@@ -166,11 +202,12 @@ def _served(folder: Path | None, backend: str, settings: tuple[str, ...]) -> Ser
     return serve(folder, backend=backend, registry=registry, **options)
 
 
-def _analysed(path: Path, scanned: Any, options: Mapping[str, Any]) -> AnalysisReport:
+def _analysed(scanned: Any, options: Mapping[str, Any]) -> AnalysisReport:
     from sysscan_models.errors import Interrupted
 
     _import_langgraph()
     from sysscan_langgraph.analysis.run import analyze as run
+    from sysscan_langgraph.analysis.run import identity
     from sysscan_langgraph.interruption import Interruptible
 
     wanted = {name: options[name] for name in ("min_severity", "max_findings", "time_budget", "max_tokens") if options[name]}
@@ -184,7 +221,7 @@ def _analysed(path: Path, scanned: Any, options: Mapping[str, Any]) -> AnalysisR
             _progress(done) as on_progress,
         ):
             if checkpointer is not None:
-                wanted |= {"checkpointer": checkpointer, "thread_id": _thread_id(path, options)}
+                wanted |= {"checkpointer": checkpointer, "thread_id": identity(scanned, models, **wanted)}
             return run(scanned, models, on_progress=on_progress, **wanted)
     except KeyboardInterrupt:
         kept = "the same command goes on from there" if options["checkpoint"] else "with --checkpoint FILE it could go on"
@@ -205,46 +242,22 @@ def _import_langgraph() -> None:
         import langgraph.graph  # noqa: F401
 
 
-@contextmanager
-def _checkpointer(path: Path | None) -> Iterator[Any]:
+def _checkpointer(path: Path | None) -> AbstractContextManager[Any]:
     """Open the SQLite file in which LangGraph keeps what is done; nothing without a path."""
     from importlib.util import find_spec
 
     from sysscan_models.errors import UserError
 
     if path is None:
-        yield None
-        return
+        return nullcontext()
     if find_spec("langgraph.checkpoint") is None or find_spec("langgraph.checkpoint.sqlite") is None:
         raise UserError(
             "--checkpoint needs the Python package 'langgraph-checkpoint-sqlite', which is not installed. "
             "Install it with: pip install langgraph-checkpoint-sqlite"
         )
-    import sqlite3
+    from sysscan_langgraph.checkpoints import opened
 
-    from langgraph.checkpoint.sqlite import SqliteSaver
-
-    try:
-        with SqliteSaver.from_conn_string(str(path)) as saver:
-            saver.setup()
-            yield saver
-    except sqlite3.Error as error:
-        raise UserError(f"--checkpoint {path} cannot be used: {error}. Name a new file, or one that analyze made") from error
-
-
-def _thread_id(path: Path, options: Mapping[str, Any]) -> str:
-    """Return what this analysis is called in the checkpoints: another report, model or option that matters is another one."""
-    import hashlib
-    import json
-
-    from sysscan_models.packaging.manifest import read_manifest
-
-    folder = options["folder"] or (PACKAGE if PACKAGE.is_dir() else None)
-    matters = {name: options[name] for name in ("min_severity", "max_findings", "max_tokens", "backend", "settings")}
-    models = read_manifest(folder).digest if folder else ""
-    key = hashlib.sha256(path.read_bytes())
-    key.update(json.dumps([models, matters], sort_keys=True).encode())
-    return key.hexdigest()
+    return opened(path)
 
 
 @contextmanager
@@ -278,15 +291,25 @@ def _deliver(analysis: AnalysisReport, out: Path | None, form: Format, top: int)
     """Write the analysis where it was asked for; a summary goes to the terminal unless stdout is what it was written to."""
     from sysscan_langgraph.pages import render
     from sysscan_models.artifacts import write_atomically
+    from sysscan_models.errors import SysscanError
     from sysscan_models.progress import say
 
+    refused: OSError | None = None
     if out is not None:
-        write_atomically(out, render(analysis, form).encode())
-        say(f"wrote {out}")
-    if out is not None or form == "text":
-        click.echo(_text(analysis, top), nl=False)
-    else:
-        click.echo(render(analysis, form), nl=False)
+        try:
+            write_atomically(out, render(analysis, form).encode())
+            say(f"wrote {out}")
+        except OSError as error:
+            refused = error  # the summary is worth something without the file
+    shown = _text(analysis, top) if out is not None or form == "text" else render(analysis, form)
+    try:
+        click.echo(shown, nl=False)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise SysscanError(f"the analysis cannot be written to stdout: {error.strerror}") from error
+    if refused:
+        raise SysscanError(f"--out {out} cannot be written to: {refused.strerror}. Choose another place") from refused
 
 
 def _text(analysis: AnalysisReport, top: int) -> str:

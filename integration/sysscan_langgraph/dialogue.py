@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import click
 
-from sysscan_models.errors import Interrupted, SysscanError
+from sysscan_models.errors import Interrupted, SysscanError, UserError
 from sysscan_models.interfaces import GenerationEvent, GenerationRequest, Session, cancelled_at_end
 from sysscan_models.prompts import redact, with_system
 from sysscan_models.roles import ModelRole
@@ -71,6 +71,11 @@ class Dialogue:
         max_tokens: int | None = None,
         seed: int = 0,
     ) -> None:
+        if max_tokens is not None and session.n_ctx and max_tokens >= session.n_ctx:
+            raise UserError(
+                f"--max-tokens {max_tokens}: the model's context has {session.n_ctx} tokens, question and answer together; "
+                "give fewer"
+            )
         self.session, self.role = session, role
         self.temperature, self.max_tokens, self.seed = temperature, max_tokens, seed
         self._began_with_json = as_json
@@ -149,8 +154,11 @@ def talk(dialogue: Dialogue) -> None:
     """Read turns from stdin until it ends; answers stream to stdout.
 
     On a terminal there are prompts, and an error ends a turn only; lines from a pipe have none, and an error is raised.
+    Raises UserError where there is no stdin.
     """
-    interactive = sys.stdin.isatty() and sys.stdout.isatty()
+    if sys.stdin is None:
+        raise UserError("stdin is closed, so there is nobody to talk to; talk on a terminal, or pipe lines in")
+    interactive = _interactive()
     if interactive:
         with suppress(ImportError):
             import readline  # noqa: F401 - gives `input` its history and editing
@@ -164,6 +172,10 @@ def talk(dialogue: Dialogue) -> None:
                 if not interactive or isinstance(error, Interrupted):
                     raise
                 _note(f"error: {error}", fg="red")
+
+
+def _interactive() -> bool:
+    return sys.stdin.isatty() and sys.stdout is not None and sys.stdout.isatty()
 
 
 def _turns(name: str, interactive: bool) -> Iterator[str]:
@@ -232,7 +244,7 @@ def _answer(dialogue: Dialogue, text: str) -> None:
     if said and not said.endswith("\n"):
         click.echo()
     if stopped:
-        if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        if not _interactive():
             raise Interrupted("stopped in the middle of an answer")
         _note("(stopped)")
     elif not said:

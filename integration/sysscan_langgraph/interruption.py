@@ -45,6 +45,7 @@ class Interruptible(Served):
     def stopped_by_signal(self) -> Iterator[None]:
         """Let SIGINT and SIGTERM stop the models, and raise KeyboardInterrupt in the main thread as they always do.
 
+        One that is ignored stays so: a script's background job is not meant by the Ctrl-C that ends what is before it.
         A thread is told through a file descriptor: what Python calls a handler waits for the main thread, which may have begun
         to wait for an answer in the very moment when the signal came, and then would wait for all of it.
         """
@@ -55,11 +56,12 @@ class Interruptible(Served):
         os.set_blocking(mouth, False)
         threading.Thread(target=self._listen, args=(ears,), name="sysscan-stop", daemon=True).start()
         heard_before = signal.set_wakeup_fd(mouth, warn_on_full_buffer=False)
-        handlers_before = [signal.signal(number, signal.default_int_handler) for number in _STOPPING]
+        heeded = [number for number in _STOPPING if signal.getsignal(number) is not signal.SIG_IGN]
+        handlers_before = {number: signal.signal(number, signal.default_int_handler) for number in heeded}
         try:
             yield
         finally:
-            for number, handler in zip(_STOPPING, handlers_before, strict=True):
+            for number, handler in handlers_before.items():
                 signal.signal(number, handler)
             signal.set_wakeup_fd(heard_before)
             os.close(mouth)

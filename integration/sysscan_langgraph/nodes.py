@@ -27,7 +27,7 @@ from sysscan_langgraph.analysis.summary import tell_findings
 from sysscan_langgraph.serving import Served, served
 from sysscan_models.errors import DataError, UserError, unknown_name
 from sysscan_models.prompts import redact, user_turn
-from sysscan_models.scan_report import SEVERITIES, document
+from sysscan_models.scan_report import SEVERITIES, document, severity_of
 
 __all__ = ["cache_key", "create_generalist_node", "create_specialist_node", "retry_on"]
 
@@ -138,7 +138,7 @@ def _node(
         tell = teller(name, config)
         tell(0, 1)
         try:
-            yield in_thread(questioner.models.session, questioner.role)
+            yield in_thread(questioner.open)
             found = yield from step(state, config)
         except Exception as error:
             if on_error == "raise":
@@ -193,7 +193,7 @@ def _findings(value: Any, key: str) -> list[FindingAnalysis]:
 
 def _told(alias: str, finding: Mapping[str, Any]) -> FindingAnalysis:
     """Return a finding in whatever form as the record that summaries are made from."""
-    severity, said = finding.get("severity"), finding.get("analysis")
+    severity, said = severity_of(finding.get("severity")), finding.get("analysis")
     if isinstance(said, Mapping):  # what the specialist's node wrote, beside the finding
         return _told(alias, {**finding, **{key: value for key, value in said.items() if value is not None}})
     risk = finding.get("risk_score")

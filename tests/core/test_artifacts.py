@@ -18,6 +18,7 @@ from sysscan_models.artifacts import (
     MergedCheckpoint,
     QuantizedModel,
     Splits,
+    check_writable,
     file_records,
     made_now,
     publish,
@@ -148,6 +149,28 @@ def test_write_atomically_takes_its_part_of_a_full_disk_away(tmp_path: Path) -> 
     with pytest.raises(OSError, match="folder"):
         write_atomically(tmp_path / "folder", b"a file cannot take a folder's place")
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_write_atomically_keeps_a_link_and_what_is_no_file(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("target")
+    write_atomically(tmp_path / "link", b"1")
+    assert ((tmp_path / "link").is_symlink(), (tmp_path / "target").read_bytes()) == (True, b"1")
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    check_writable(tmp_path / "pipe")
+    write_atomically(tmp_path / "pipe", b"through")
+    assert os.read(reader, 99) == b"through"
+    os.close(reader)
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_check_writable_leaves_nothing_behind(tmp_path: Path) -> None:
+    check_writable(tmp_path / "new")
+    with pytest.raises(OSError, match="No such file"):
+        check_writable(tmp_path / "nowhere" / "f")
+    with pytest.raises(OSError, match="name too long"):
+        check_writable(tmp_path / ("x" * 300))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_publish_moves_a_finished_folder_into_place(tmp_path: Path) -> None:

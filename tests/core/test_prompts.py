@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sysscan_models.documents import Document
-from sysscan_models.prompts import conversation, example, finding_document, redact, user_turn
+from sysscan_models.prompts import conversation, example, finding_document, redact, redact_deep, user_turn
 from sysscan_models.roles import GENERALIST, SPECIALIST
 
 
@@ -132,6 +132,33 @@ def test_secrets_become_typed_placeholders_everywhere(secret: str, placeholder: 
     assert secret not in json.dumps(made.messages)
 
 
+@pytest.mark.parametrize("line_end", ["\\n", "\\r\\n", "\\\\n", "\r\n", "\\u000a"])
+def test_a_private_key_is_known_however_its_line_ends_are_written(line_end: str) -> None:
+    key = line_end.join(
+        ["-----BEGIN RSA PRIVATE KEY-----", "Proc-Type: 4,ENCRYPTED", "MIIB+/=", "-----END RSA PRIVATE KEY-----"]
+    )
+    assert redact(f"a {key}{line_end}b") == f"a [PRIVATE_KEY]{line_end}b"
+
+
+@pytest.mark.parametrize("secret", ["hf_" + "a1B2" * 8, "AKIA" + "ABCD1234" * 2, "eyJhbGciOiJI.eyJzdWIiOiIx.c2lnbmF0dXJl"])
+def test_a_secret_behind_a_line_end_that_was_quoted_is_known(secret: str) -> None:
+    assert secret not in redact(f"first\\n{secret}")
+    assert secret not in redact(f"x-{secret}\\tlast")
+
+
+def test_evidence_is_redacted_before_it_is_quoted() -> None:
+    key = "-----BEGIN PRIVATE KEY-----\nMIIB\n-----END PRIVATE KEY-----"
+    token, url = "hf_" + "a1B2" * 8, 'https://u:it"s@host'
+    metadata = {"list": [key, f"x\n{token}"], "deep": {f"of\n{token}": [{"url": url}]}, "n": [1, None]}
+    shown = finding_document({"title": "t", "metadata": metadata}).description
+    assert shown.splitlines() == [
+        'list: ["[PRIVATE_KEY]","x\\n[HF_TOKEN]"]',
+        'deep: {"of\\n[HF_TOKEN]":[{"url":"https://u:[PASSWORD]@host"}]}',
+        "n: [1,null]",
+    ]
+    assert redact_deep({"a": (token, 1), 2: None}) == {"a": ["[HF_TOKEN]", 1], 2: None}
+
+
 def test_a_password_in_a_url_is_hidden_and_the_rest_stays() -> None:
     assert redact("postgres://app:s3cret@db:5432/x") == "postgres://app:[PASSWORD]@db:5432/x"
 
@@ -144,7 +171,22 @@ def test_what_is_no_secret_stays(kept: str) -> None:
     assert redact(kept) == kept
 
 
-@pytest.mark.parametrize("bait", ["-----BEGIN PRIVATE KEY-----" * 4000, "a://" * 50000, "eyJ" * 60000, "sk-" * 60000])
-@pytest.mark.timeout(60)  # linear takes milliseconds, a catastrophic pattern for ever
+@pytest.mark.parametrize(
+    "bait",
+    [
+        "-----BEGIN PRIVATE KEY-----",
+        "-----BEGIN PRIVATE KEY-----\\n-a",
+        "-----BEGIN PRIVATE KEY PRIVATE KEY",
+        "a://",
+        "a.b.c.d://u:",
+        "eyJ",
+        "eyJ-",
+        "eyJaaaaaaaa.",
+        "sk-",
+        "sk-a-",
+    ],
+)
+@pytest.mark.timeout(60)  # linear takes a second, what reads the text again from each place in it some minutes
 def test_hostile_text_does_not_hang_redaction(bait: str) -> None:
-    assert len(redact(bait)) <= len(bait)
+    text = bait * ((12_000_000 if bait.endswith("KEY-----") else 2_000_000) // len(bait))
+    assert len(redact(text)) <= len(text)

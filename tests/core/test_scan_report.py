@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
 from sysscan_models.errors import DataError
-from sysscan_models.scan_report import FindingFault, findings, readable_findings
+from sysscan_models.scan_report import DEEPEST, FindingFault, findings, parse_report, read_report, readable_findings
 
 
 def report(*listed: Any) -> dict[str, Any]:
@@ -46,3 +48,58 @@ def test_a_score_that_is_no_number_counts_as_none(score: Any) -> None:
         report({"title": "a", "severity": "low"}, odd, {"title": "b", "severity": "low", "base_severity_score": "1"})
     )
     assert [finding["title"] for finding in found] == ["b", "a", "odd"]
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        (b"/tmp/\xff\xfe", "/tmp/\ufffd\ufffd"),
+        (rb"/tmp/\ud800x", "/tmp/\ufffdx"),
+        (rb"\udc00\ud83d\ude00\\ud800", "\ufffd\U0001f600\\ud800"),
+    ],
+)
+def test_a_file_name_that_is_no_text_costs_its_own_characters_and_one_line(
+    written: bytes, read: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SYSSCAN_PROGRESS", raising=False)
+    path = tmp_path / "report.json"
+    path.write_bytes(orjson.dumps(report({"title": "a", "id": "HERE"}, {"title": "HERE"})).replace(b"HERE", written))
+    assert [(finding["title"], finding.get("id")) for finding in findings(read_report(path))] == [("a", read), (read, None)]
+    assert capsys.readouterr().err == f"report {path} holds characters that are no valid Unicode; they are shown as \ufffd\n"
+
+
+@pytest.mark.parametrize("written", [b"", b"{", b"\xff", rb'"\ud800', b'{"a": \xff}', rb'{"a": \ud800}'])
+def test_what_is_no_json_stays_none(written: bytes) -> None:
+    with pytest.raises(DataError, match=r"the report is not JSON .*expected a scan report"):
+        parse_report(written, "the report")
+
+
+@pytest.mark.parametrize(
+    ("said", "read"), [(" CRITICAL ", "critical"), ("High", "high"), (None, ""), (["low"], ""), (4, ""), ("Odd", "odd")]
+)
+def test_a_severity_is_spelt_one_way(said: Any, read: str) -> None:
+    whole = report({"title": "b", "severity": "medium"}, {"title": "a", "severity": said}, {"severity": said})
+    found, [fault] = readable_findings(whole)
+    assert {finding["title"]: finding["severity"] for finding in found} == {"a": read, "b": "medium"}
+    assert found[0]["title"] == ("a" if read in ("critical", "high") else "b")
+    assert fault.severity == read
+    assert readable_findings(report({"title": "a"}))[0][0]["severity"] == ""
+
+
+def nested(levels: int) -> Any:
+    """Return a finding of so many levels, its own and its metadata's among them."""
+    value: Any = "x"
+    for level in range(levels - 2):
+        value = [value] if level % 2 else {"a": value}
+    return {"id": "deep", "title": "t", "severity": "high", "metadata": {"m": value}}
+
+
+def test_a_finding_that_is_nested_without_end_is_set_aside() -> None:
+    cyclic: dict[str, Any] = {"title": "in itself", "metadata": {}}
+    cyclic["metadata"]["a"] = cyclic["metadata"]["b"] = cyclic["metadata"]
+    found, faults = readable_findings(report(nested(DEEPEST), nested(DEEPEST + 1), cyclic, {"title": "b"}))
+    assert [finding["title"] for finding in found] == ["t", "b"]
+    assert [fault.finding_id for fault in faults] == ["deep", ""]
+    assert faults[0].message == (
+        "results[0].findings[1] is nested more than 64 levels deep; expected a finding as the scanner writes them"
+    )

@@ -273,6 +273,11 @@ def test_alike_findings_that_fail_cost_one_warning() -> None:
         ({"min_severity": "severe"}, "unknown severity 'severe'"),
         ({"max_findings": 0}, "max_findings is 0"),
         ({"time_budget": 0}, "time_budget is 0; expected seconds"),
+        ({"time_budget": float("inf")}, "time_budget is inf; expected seconds"),
+        ({"time_budget": float("nan")}, "time_budget is nan; expected seconds"),
+        ({"time_budget": "5"}, "time_budget is '5'; expected seconds"),
+        ({"max_tokens": "x"}, "max_tokens of the specialist is 'x'; expected 1 or more"),
+        ({"max_tokens": 4096}, "max_tokens of the specialist is 4096; its context has 4096, question and answer together"),
         ({"rationales": -1}, "rationales is -1"),
         ({"max_tokens": 0}, "max_tokens of the specialist is 0"),
         ({"report_tokens": 0}, "max_tokens of the generalist is 0"),
@@ -314,6 +319,14 @@ def test_a_time_budget_gives_what_there_is_the_most_severe_first(way: str) -> No
     assert all(request.deadline is not None and 0 < request.deadline <= 1.5 * 0.7 for request in backend_of(models).asked())
     assert "left out: time budget" in backend_of(models).texts("generalist")[0]
     assert not report.warnings
+
+
+@pytest.mark.parametrize("way", ["sync", "async"])
+def test_a_time_budget_of_ages_is_one(way: str) -> None:
+    graph = create_analysis_graph(scripted(n_parallel=1, seconds=0.02), time_budget=1e300)
+    given = {"report": scan(*["low"] * 10)}
+    found = graph.invoke(given) if way == "sync" else asyncio.run(graph.ainvoke(given))
+    assert len(found["analysis"]["analyses"]) == 10
 
 
 def test_without_time_for_the_generalist_the_summary_says_so() -> None:

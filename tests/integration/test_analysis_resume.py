@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
-from scripted import scan, scripted
+from scripted import backend_of, scan, scripted
 
 from sysscan_langgraph import create_analysis_graph
 from sysscan_langgraph.analysis.run import analyze
+from sysscan_models.errors import SysscanError
 
 FINDINGS, PARALLEL = 64, 2
 ALL = [f"F{number}" for number in range(1, FINDINGS + 1)]
@@ -117,3 +119,36 @@ def test_a_failed_run_goes_on_in_the_same_process(tmp_path: Path) -> None:
         assert not found.left_out
         other = analyze(scan("high"), models, **options)
         assert len(other.analyses) == 1
+
+
+@pytest.mark.parametrize(
+    ("other", "options"),
+    [({}, {"max_findings": 1}), ({}, {"seed": 1}), ({"n_ctx": 2048}, {}), ({}, {"seed": 0, "time_budget": 60})],
+)
+def test_an_analysis_goes_on_only_with_the_same_models_and_options(other: dict[str, Any], options: dict[str, Any]) -> None:
+    same, report = "time_budget" in options, scan("low", "low", "low")
+    common: Any = {"checkpointer": InMemorySaver(), "thread_id": "t"}
+
+    def interrupt(progress: Any) -> None:
+        if progress["stage"] == "correlate":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        analyze(report, scripted(), on_progress=interrupt, **common)
+    models = scripted(**other)
+    found = analyze(report, models, **common, **options)
+    assert len(found.analyses) == options.get("max_findings", 3)
+    about_findings = [text for text in backend_of(models).texts() if text.startswith("Finding f")]
+    assert len(about_findings) == (0 if same else len(found.analyses))
+    anew = "what was begun under this thread_id was asked of other models or with other options; it was begun anew"
+    assert [warning.message for warning in found.warnings] == ([] if same else [anew])
+
+
+def test_a_report_that_the_checkpointer_cannot_store_is_told_before_the_models_are_asked() -> None:
+    nested: Any = {}
+    for _ in range(300):
+        nested = {"a": nested}
+    models = scripted()
+    with pytest.raises(SysscanError, match="the checkpointer cannot store the report"):
+        analyze({**scan("low"), "more": nested}, models, checkpointer=InMemorySaver(), thread_id="t")
+    assert not backend_of(models).asked()

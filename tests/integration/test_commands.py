@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +19,7 @@ from typing import Any
 
 import commands_cases
 import orjson
+import ormsgpack
 import pytest
 from engine_cases import model_file
 
@@ -202,6 +207,10 @@ def test_a_report_without_findings_is_no_failure(run: Run, tmp_path: Path) -> No
         ([*BY_HAND, "--out", "nowhere/a.html"], "there is no folder"),
         ([*BY_HAND, "--fail-on", "bad"], "'bad' is not one of"),
         ([*BY_HAND, "--time-budget", "0"], "0.0 is not in the range x>0"),
+        ([*BY_HAND, "--time-budget", "inf"], "time_budget is inf; expected seconds"),
+        ([*BY_HAND, "--max-tokens", "100000000"], "its context has 4096, question and answer together"),
+        (["--set", "threads=100000"], "threads: Input should be less than or equal to 512"),
+        (["--set", "n_batch=100000"], "n_batch: Input should be less than or equal to 65536"),
     ],
 )
 def test_a_users_mistake_ends_with_a_message_and_2(run: Run, report: str, words: list[str], message: str) -> None:
@@ -237,9 +246,17 @@ def asked_about(log: Path) -> set[str]:
     return {text for text in said if text.startswith("Finding f")}
 
 
+def started(on_sigint: Any, *words: str) -> subprocess.Popen[str]:
+    """Start the program with what it inherits for SIGINT: tests that run in the background would ignore it."""
+    return subprocess.Popen(
+        [*PROGRAM, *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, on_sigint),
+    )  # fmt: skip
+
+
 def interrupted(number: signal.Signals, log: Path, *words: str) -> tuple[int, str]:
     """Start the program, send it a signal when six findings have been asked about, and return its code and stderr."""
-    process = subprocess.Popen([*PROGRAM, *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = started(signal.default_int_handler, *words)
     while len(logged(log)) < 6:
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)
@@ -274,6 +291,29 @@ def test_without_a_checkpoint_ctrl_c_says_what_would_help(tmp_path: Path) -> Non
     assert "stopped before the first finding was analysed; with --checkpoint FILE it could go on" in told
 
 
+def test_a_background_job_ignores_the_ctrl_c_that_its_script_ignores(tmp_path: Path) -> None:
+    report, log = scan(tmp_path / "report.json", *["medium"] * 8), tmp_path / "log"
+    process = started(signal.SIG_IGN, "analyze", report, *BY_HAND, "--set", f"log={log}", "--set", "seconds=0.3")
+    while len(logged(log)) < 2:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=120)
+    assert process.returncode == 0, told
+    assert len({line["messages"][-1]["content"] for line in logged(log)}) >= 8
+
+
+def test_ctrl_c_before_the_work_does_not_speak_of_another_command(
+    run: Run, report: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(_: Path) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sysscan_models.scan_report.read_report", stopped)
+    done = run("analyze", report, *BY_HAND)
+    assert (done.code, done.err) == (130, "error: stopped\n")
+
+
 def test_another_report_in_the_same_checkpoint_begins_anew(run: Run, tmp_path: Path) -> None:
     for name, severity in (("a.json", "high"), ("b.json", "low")):
         out = run("analyze", scan(tmp_path / name, severity), *BY_HAND, "--checkpoint", "kept.sqlite", "--format", "json").out
@@ -294,6 +334,106 @@ def test_a_checkpoint_without_its_library_says_how_to_get_it(run: Run, report: s
     done = run("analyze", report, *BY_HAND, "--checkpoint", "kept.sqlite")
     assert done.code == 2
     assert "--checkpoint needs the Python package 'langgraph-checkpoint-sqlite'" in done.err
+
+
+def test_a_checkpoint_is_nobody_elses_to_read(run: Run, report: str, tmp_path: Path) -> None:
+    assert run("analyze", report, *BY_HAND, "--checkpoint", "kept.sqlite").code == 0
+    assert (tmp_path / "kept.sqlite").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_checkpoint_of_somebody_else_runs_nothing(run: Run, report: str, tmp_path: Path) -> None:
+    words, marker = ["analyze", report, *BY_HAND, "--checkpoint", "kept.sqlite"], tmp_path / "ran"
+    assert run(*words).code == 0
+    call = ormsgpack.packb(("os", "system", f"touch {marker}"))
+    lc = {"lc": 2, "type": "constructor", "id": ["os", "system"], "args": [f"touch {marker}"]}
+    with closing(sqlite3.connect("kept.sqlite")) as database:
+        database.execute("UPDATE checkpoints SET metadata = ?", (orjson.dumps({"step": lc}),))
+        database.commit()
+    assert run(*words).code == 2
+    assert not marker.exists()
+    for kind, value in (("msgpack", ormsgpack.packb(ormsgpack.Ext(0, call))), ("json", orjson.dumps(lc)), ("pickle", b"x")):
+        with closing(sqlite3.connect("kept.sqlite")) as database:
+            database.execute("UPDATE checkpoints SET type = ?, checkpoint = ?, metadata = '{}'", (kind, value))
+            database.commit()
+        done = run(*words)
+        assert not marker.exists()
+        assert done.code == 2
+        told = "what the checkpointer holds" if kind == "json" else "--checkpoint kept.sqlite cannot be used: it holds what no"
+        assert told in done.err
+
+
+def test_a_report_that_msgpack_cannot_hold_is_kept_too(run: Run, tmp_path: Path) -> None:
+    nested: Any = {}
+    for _ in range(300):
+        nested = {"a": nested}
+    findings = [{"id": "a", "title": "Finding f1.", "severity": "low"}, {"id": "b", "title": "Deep", "metadata": nested}]
+    (tmp_path / "deep.json").write_text(json.dumps({"results": [{"scanner": "s", "findings": findings}]}))
+    done = run("analyze", "deep.json", *BY_HAND, "--checkpoint", "kept.sqlite")
+    assert done.code == 0, done.err
+    assert "Finding f1." in done.out
+
+
+def test_a_report_that_can_be_read_only_once_has_a_checkpoint(report: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    words = ["analyze", str(tmp_path / "pipe"), *BY_HAND, "--checkpoint", str(tmp_path / "kept.sqlite")]
+    script = 'cat "$0" > "$1" & shift; exec "$@"'
+    done = subprocess.run(["sh", "-c", script, report, str(tmp_path / "pipe"), *PROGRAM, *words], timeout=60, check=False)
+    assert done.returncode == 0
+
+
+# Where the analysis goes
+
+
+def test_out_is_refused_before_the_models_are_asked(run: Run, report: str, tmp_path: Path) -> None:
+    (tmp_path / "link.json").symlink_to(report)
+    log = tmp_path / "log"
+    for out, message in (
+        ("", "--out names no file"),
+        ("x" * 300 + ".html", "File name too long"),
+        ("/proc/x.html", "cannot be written to"),
+        (report, "is the report itself"),
+        ("link.json", "is the report itself"),
+        ("kept.sqlite", "is the checkpoint itself"),
+    ):
+        done = run("analyze", report, *BY_HAND, "--set", f"log={log}", "--checkpoint", "kept.sqlite", "--out", out)
+        assert (done.code, message in done.err, log.exists()) == (2, True, False), done.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link.json", "report.json"]
+
+
+def test_what_leads_to_stdout_is_stdout(report: str, tmp_path: Path) -> None:
+    """As /dev/stdout does; a link of our own, since a fault here would replace the machine's."""
+    (tmp_path / "stdout").symlink_to("/proc/self/fd/1")
+    words = ["analyze", report, *BY_HAND, "--format", "json", "--out", str(tmp_path / "stdout")]
+    done = subprocess.run([*PROGRAM, *words], stdout=subprocess.PIPE, check=True)
+    assert len(orjson.loads(done.stdout)["analyses"]) == 3
+
+
+def test_a_file_that_cannot_be_written_costs_the_file_alone(run: Run, report: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, _: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr("sysscan_models.artifacts.write_atomically", full)
+    done = run("analyze", report, *BY_HAND, "--out", "a.html")
+    assert (done.code, "The host needs care." in done.out) == (1, True)
+    assert "--out a.html cannot be written to: No space left on device. Choose another place" in done.err
+    assert "kept" not in done.err
+
+
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="there is no /dev/full")
+def test_a_full_stdout_is_told_without_a_promise(report: str) -> None:
+    for verb in (["analyze", report], ["chat", "specialist"]):
+        with Path("/dev/full").open("wb") as full:  # opened, never named: a fault could replace it
+            ended = subprocess.run([*PROGRAM, *verb, *BY_HAND], input=b"hello\n", stdout=full, stderr=-1, check=False)
+        assert ended.returncode == 1
+        assert b"No space left on device" in ended.stderr
+        assert b"kept" not in ended.stderr
+
+
+def test_a_closed_stdout_is_no_fault(report: str) -> None:
+    for more in ([], ["--format", "html"]):
+        words = [*PROGRAM, "analyze", report, *BY_HAND, *more]
+        done = subprocess.run(["sh", "-c", 'exec "$0" "$@" >&-', *words], stderr=-1, check=False)
+        assert (done.returncode, b"Traceback" in done.stderr) == (0, False), done.stderr
 
 
 # The real thing

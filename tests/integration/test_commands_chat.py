@@ -160,6 +160,21 @@ def test_a_users_mistake_ends_with_a_message_and_2(chat: Chat, words: dict[str, 
     assert (code, message in err) == (2, True), err
 
 
+def test_an_answer_as_long_as_the_context_is_refused(chat: Chat, log: Path) -> None:
+    code, _, err = chat("one\n", "--max-tokens", "100000000", "--set", f"log={log}")
+    assert (code, log.exists()) == (2, False)
+    assert "--max-tokens 100000000: the model's context has 4096 tokens, question and answer together; give fewer" in err
+
+
+def test_a_closed_stdin_is_told_and_a_closed_stdout_is_no_fault() -> None:
+    words = [*PROGRAM, "chat", "specialist", "--backend", "by_hand"]
+    done = subprocess.run(["sh", "-c", 'exec "$0" "$@" <&-', *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: stdin is closed, so there is nobody to talk to")
+    done = subprocess.run(["sh", "-c", 'exec "$0" "$@" >&-', *words], input="one\n", text=True, stderr=-1, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_an_answer_that_is_stopped_is_remembered_as_far_as_it_went() -> None:
     dialogue = Dialogue(commands_cases.ByHand(answer="one two three").open(ModelRef(Path(), GENERALIST)), GENERALIST)
     pieces = dialogue.say("count")

@@ -378,3 +378,14 @@ def test_wrong_numbers_are_refused() -> None:
         HostNodes(models, max_findings=-1)
     with pytest.raises(UserError, match="time_limit is 0; expected more than 0 seconds"):
         HostNodes(models, time_limit=0)
+    with pytest.raises(UserError, match="max_findings is 'x'; expected 0 or more findings"):
+        HostNodes(models, max_findings="x")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="time_limit is None; expected more than 0 seconds"):
+        HostNodes(models, time_limit=None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("given", [None, 5, []])
+def test_what_is_no_state_is_refused(given: Any) -> None:
+    for node in HostNodes(scripted()[0], host="host_double").nodes().values():
+        with pytest.raises(UserError, match=f"was given {type(given).__name__}; expected a state of the host"):
+            node(given)

@@ -213,6 +213,16 @@ def test_a_fault_of_ours_is_told_and_never_raised(monkeypatch: pytest.MonkeyPatc
     assert caplog.text.count("out of order") == 3
 
 
+def test_reductions_that_cannot_be_read_at_all_are_told_and_not_raised() -> None:
+    class Broken(dict[str, Any]):
+        def items(self) -> Any:
+            raise RuntimeError("out of order")
+
+    summaries, metadata = made()[0].summarize(Broken(top_findings=[]), [], [])
+    assert summaries.executive_summary == f"{WRITTEN_WITHOUT} (RuntimeError: out of order). The scan could not be read."
+    assert metadata.fallback is True
+
+
 def test_a_skipped_summary_with_an_empty_previous_one_says_something(monkeypatch: pytest.MonkeyPatch) -> None:
     provider, backend = made()
     monkeypatch.setattr(llm_provider, "_PROVIDER", provider)
@@ -228,6 +238,12 @@ def test_a_skipped_summary_with_an_empty_previous_one_says_something(monkeypatch
         pipeline.summarized(FINDINGS).executive_summary
         == "/home/alice/bin/x is the worst and /usr/bin/y follows; F99 is nobody."
     )
+
+
+def test_a_previous_summary_of_wrong_types_is_repeated_as_far_as_it_goes() -> None:
+    summaries, metadata = summarized(made()[0], skip=True, previous={"executive_summary": "As before.", "metrics": 5})
+    assert summaries.executive_summary == f"As before. | {UNCHANGED}"
+    assert metadata.error_message is None
 
 
 def test_a_skipped_summary_repeats_the_previous_one_however_often() -> None:
@@ -390,6 +406,10 @@ def test_wrong_numbers_and_roles_are_refused() -> None:
     models, _ = scripted()
     for options, message in (
         ({"time_limit": 0}, "time_limit is 0; expected more than 0 seconds"),
+        ({"time_limit": "5"}, "time_limit is '5'; expected more than 0 seconds"),
+        ({"time_limit": None}, "time_limit is None; expected more than 0 seconds"),
+        ({"triage_findings": "x"}, "triage_findings is 'x'; expected 0 or more findings"),
+        ({"max_tokens": "x"}, "max_tokens is 'x'; expected 1 or more tokens"),
         ({"triage_findings": -1}, "triage_findings is -1; expected 0 or more findings"),
         ({"max_tokens": 0}, "max_tokens is 0; expected 1 or more tokens"),
         ({"summary_tokens": 0}, "summary_tokens is 0; expected 1 or more tokens"),

@@ -140,6 +140,10 @@ def test_wrong_options_are_refused() -> None:
         create_specialist_node(scripted(), role="analyst")
     with pytest.raises(UserError, match="max_tokens of the specialist is 0; expected 1 or more"):
         create_specialist_node(scripted(), max_tokens=0)
+    with pytest.raises(UserError, match="max_tokens of the specialist is 'x'; expected 1 or more"):
+        create_specialist_node(scripted(), max_tokens="x")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="max_tokens of the specialist is 5000; its context has 4096"):
+        create_specialist_node(scripted(), max_tokens=5000).invoke({"finding": FINDING})
 
 
 def test_errors_are_warnings_where_that_is_wanted() -> None:

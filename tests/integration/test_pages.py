@@ -195,6 +195,16 @@ def test_escaped_markdown_reads_as_what_it_was(text: str) -> None:
     assert "".join(child.content for child in top[1].children or ()) == one_line(text, 2000)
 
 
+@pytest.mark.parametrize(
+    "text", ["@octocat", "see @octocat", "\u00e9@org/team", "a@b.example", "#12", "owner/repo#12", "GH-7", "gh-7"]
+)
+def test_markdown_calls_nobody_and_no_issue(text: str) -> None:
+    top = MarkdownIt("commonmark").parse(escaped(text))
+    shown = "".join(child.content for child in top[1].children or ())
+    assert shown.replace("\u200b", "") == text
+    assert not re.search(r"@\w|#\d|GH-\d", shown, re.IGNORECASE)
+
+
 def test_markdown_makes_no_links_of_addresses_where_bare_ones_are_linked() -> None:
     made = render(hostile(), "md")
     outside = re.sub(r"^(`{3,})text\n.*?\n\1$", "", made, flags=re.DOTALL | re.MULTILINE)
@@ -323,6 +333,8 @@ def test_bars_count_a_finding_once_and_take_the_worst_rating() -> None:
 
 def test_spelling() -> None:
     assert visible("a\x1b[31m\u202e\r\n\tb\ud800👩\u200d🔬é") == "a\\x1b[31m\\u202e\n\tb\\ud800👩\u200d🔬é"
+    assert visible("a\u3164\u115f\u2800\ufe0f\U000e0100") == "a\\u3164\\u115f\\u2800\\ufe0f\\U000e0100"
+    assert visible("\u26a0\ufe0f\ufe0f") == "\u26a0\ufe0f\\ufe0f"
     assert one_line("a\n  b" + "c" * 300, 6) == "a bcc…"
     assert cut("abc", 2) == "ab… (1 more characters)"
     assert [duration(s) for s in (0.44, 12.3, 83, 3725)] == ["0.4 s", "12 s", "1 min 23 s", "1 h 2 min"]

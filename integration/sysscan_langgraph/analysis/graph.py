@@ -7,11 +7,13 @@ of the report. What raises is a wrong option, a report that is none, and a speci
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from threading import TIMEOUT_MAX
 from typing import Annotated, Any, TypedDict
 
 from langchain_core.exceptions import OutputParserException
@@ -58,10 +60,14 @@ _SAID = ("analysis", "findings", "risk_score", "techniques", "controls", "remedi
 
 
 class AnalysisInput(TypedDict, total=False):
-    """What the graph takes: a scan report (schema v2), and seconds that it may take, instead of those it was made with."""
+    """What the graph takes: a scan report (schema v2), and seconds that it may take, instead of those it was made with.
+
+    `identity` is kept in the state for who goes on with an analysis, to tell whether it is still the same; `analyze` does so.
+    """
 
     report: Any
     time_budget: float | None
+    identity: str
 
 
 class AnalysisOutput(TypedDict, total=False):
@@ -171,7 +177,7 @@ class _Steps:
     def specialist(self, state: AnalysisState, config: RunnableConfig) -> Generator[Call, Any, AnalysisState]:
         """Ask about every finding that is not like one before it."""
         started = _started(state)
-        yield in_thread(self.models.session, SPECIALIST)  # what cannot be loaded raises here, and not once per finding
+        yield in_thread(self.fanout.specialist.open)  # what cannot be loaded raises here, and not once per finding
         questions = [entry for entry in state["entries"] if not entry["same_as"]]
         run = Run(self.fanout.gate, teller(SPECIALIST, config), self._end(state, started, SPECIALIST_SHARE))
         answers: Answers = yield self.fanout.asking(questions, run, config)
@@ -285,7 +291,7 @@ class _Steps:
         """Return when a step must stop asking, by the monotonic clock; None for never."""
         budget = state.get("time_budget")
         seconds = self.options.time_budget if budget is None else budget
-        return None if seconds is None else started + seconds * share
+        return None if seconds is None else started + min(seconds, TIMEOUT_MAX) * share
 
     def _left(self, state: AnalysisState, started: float, share: float) -> float | None:
         end = self._end(state, started, share)
@@ -395,5 +401,6 @@ def _about_the_scan(report: Any) -> dict[str, str]:
 
 
 def _checked_budget(seconds: Any) -> None:
-    if seconds is not None and (not isinstance(seconds, (int, float)) or not seconds > 0):
+    number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
+    if seconds is not None and not (number and 0 < seconds < math.inf):
         raise UserError(f"time_budget is {seconds!r}; expected seconds, more than 0, or None for no limit")

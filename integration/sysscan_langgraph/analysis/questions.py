@@ -54,9 +54,18 @@ class Questioner:
     chat: ChatSysscan = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.max_tokens < 1:
-            raise UserError(f"max_tokens of the {self.role} is {self.max_tokens}; expected 1 or more")
+        if not isinstance(self.max_tokens, int) or self.max_tokens < 1:
+            raise UserError(f"max_tokens of the {self.role} is {self.max_tokens!r}; expected 1 or more")
         object.__setattr__(self, "chat", ChatSysscan(models=self.models, role=self.role))
+
+    def open(self) -> None:
+        """Load the model; raise UserError when an answer may be as long as its whole context."""
+        n_ctx = self.models.session(self.role).n_ctx
+        if n_ctx and self.max_tokens >= n_ctx:
+            raise UserError(
+                f"max_tokens of the {self.role} is {self.max_tokens}; its context has {n_ctx}, question and answer together. "
+                "Give fewer, or raise the backend's n_ctx"
+            )
 
     @property
     def model_name(self) -> str:

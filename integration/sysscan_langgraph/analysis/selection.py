@@ -13,7 +13,7 @@ from typing import Any
 
 from sysscan_langgraph.analysis.records import AnalysisWarning, LeftOut
 from sysscan_models.errors import UserError, unknown_name
-from sysscan_models.prompts import redact, user_turn
+from sysscan_models.prompts import redact, redact_deep, user_turn
 from sysscan_models.scan_report import SEVERITIES, document, readable_findings
 
 Entry = dict[str, Any]
@@ -51,7 +51,7 @@ def select(report: Any, min_severity: str = "info", max_findings: int | None = N
             alias="",
             finding_id=_clean(fault.finding_id or fault.where),
             title=_clean(redact(fault.title)),
-            severity=_clean(fault.severity),
+            severity=_clean(redact(fault.severity)),
             reason="failed",
         )
         for fault in faults
@@ -67,8 +67,8 @@ def select(report: Any, min_severity: str = "info", max_findings: int | None = N
         try:
             entry = _entry(f"F{number}", finding)
         except Exception as error:  # noqa: BLE001 - whatever a finding holds, it is one warning
-            entry = {"alias": f"F{number}", "finding_id": _clean(str(finding.get("id", ""))), "title": _clean(finding["title"])}
-            entry["severity"] = str(finding.get("severity", ""))
+            entry = {"alias": f"F{number}", "finding_id": _clean(str(finding.get("id", "")))}
+            entry |= {key: _clean(redact(finding[key])) for key in ("title", "severity")}
             reason, told = "failed", f"the finding cannot be shown to a model ({type(error).__name__}: {error})"
             warnings.append(AnalysisWarning(stage="select", message=_clean(told), finding_id=entry["finding_id"]))
         else:
@@ -105,7 +105,7 @@ def _entry(alias: str, finding: Mapping[str, Any]) -> Entry:
         "finding_id": _clean(shown.id),
         "scanner": _clean(shown.source),
         "title": _clean(redact(shown.title)),
-        "severity": _clean(str(finding.get("severity", ""))),
+        "severity": _clean(redact(finding["severity"])),
         "text": _clean(user_turn(shown.title, shown.description)),
         "same_as": "",
         "shares": [list(share) for share in dict.fromkeys(_shares(finding))],
@@ -113,9 +113,9 @@ def _entry(alias: str, finding: Mapping[str, Any]) -> Entry:
 
 
 def _shares(finding: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield what a finding may have in common with others, as kinds and values."""
-    metadata = {str(key).lower(): _clean(str(value)) for key, value in (finding.get("metadata") or {}).items()}
-    own_id = _clean(str(finding.get("id", "")))
+    """Yield what a finding may have in common with others, as kinds and values: redacted, each on one line."""
+    metadata = {str(key).lower(): _flat(value) for key, value in (finding.get("metadata") or {}).items()}
+    own_id = _flat(finding.get("id", ""))
     paths = list(dict.fromkeys(_paths([own_id, *metadata.values()])))
     yield from (("path", path) for path in paths)
     homes = (home[1] for path in paths if (home := _HOME.match(path)))
@@ -123,8 +123,8 @@ def _shares(finding: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield from (("user", name) for name in (*names, *homes))
     yield from (("process", f"pid {metadata[key]}") for key in _PROCESS_KEYS if _tells(metadata.get(key)))
     yield from (("address", metadata[key]) for key in _ADDRESS_KEYS if _tells(metadata.get(key)))
-    kind = metadata.get("rule") or _pattern(_clean(str(finding["title"])), own_id)
-    yield "scanner", f"{_clean(str(finding.get('scanner', '')))}: {kind}"[:160]
+    kind = metadata.get("rule") or _pattern(_flat(finding["title"]), own_id)
+    yield "scanner", f"{_flat(finding.get('scanner', ''))}: {kind}"[:160]
 
 
 def _paths(texts: Iterable[str]) -> Iterator[str]:
@@ -143,6 +143,11 @@ def _pattern(title: str, finding_id: str) -> str:
     """Return a title without what differs from one finding of its kind to the next."""
     without_id = title.replace(finding_id, "…") if finding_id else title
     return re.sub(r"\d+", "#", without_id)
+
+
+def _flat(value: Any) -> str:
+    """Return a value as one line without secrets; before anything of it is cut or replaced, as half a secret is not known."""
+    return " ".join(_clean(str(redact_deep(value))).split())
 
 
 def _clean(text: str) -> str:

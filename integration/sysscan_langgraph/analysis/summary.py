@@ -1,7 +1,7 @@
 """What the generalist is told about the analyses, and the summary that stands where it says nothing.
 
 Findings are told by alias, title, severity and the first sentence of their analysis, the most severe first, as many as there is
-room for. Ids are never told, nor the names of homes in paths.
+room for. Ids are never told, nor who a user is, by account or by a home in a path.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ def tell_findings(
     """Return what the generalist is told; `fits` says whether a turn leaves room for the answer."""
     alike = Counter(analysis.same_as for analysis in analyses if analysis.same_as)
     ordered = [analysis for analysis in by_importance(analyses) if not analysis.same_as][:MOST_TOLD]
-    shared = [f"{group.id}: {group.title}: {', '.join(group.aliases[:6])}" for group in correlations if _telling(group)]
+    shared = [_shared_line(group) for group in correlations if _telling(group)]
     while True:
         lines = [finding_line(analysis, alike[analysis.alias]) for analysis in ordered]
-        text = "\n".join([*_head(analyses, left_out), *lines, *(_HOME.sub(r"\1[user]", line) for line in shared[:MOST_SHARED])])
+        text = "\n".join([*_head(analyses, left_out), *lines, *shared[:MOST_SHARED]])
         if len(ordered) <= 1 or fits(text):
             return Told(text, tuple(analysis.alias for analysis in ordered))
         ordered, shared = ordered[: len(ordered) * 3 // 4], shared[: len(shared) // 2]
@@ -106,6 +106,11 @@ def _head(analyses: Sequence[FindingAnalysis], left_out: Sequence[LeftOut]) -> l
 
 def _many(number: int, what: str) -> str:
     return f"{number} {what} was" if number == 1 else f"{number} {what}s were"
+
+
+def _shared_line(group: Correlation) -> str:
+    title = f"{group.title.removesuffix(group.value)}[user]" if group.kind == "user" else group.title
+    return _HOME.sub(r"\1[user]", f"{group.id}: {_short(title, LINE)}: {', '.join(group.aliases[:6])}")
 
 
 def _telling(group: Correlation) -> bool:

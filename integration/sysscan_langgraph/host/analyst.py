@@ -13,12 +13,11 @@ from typing import Any
 
 from sysscan_langgraph.analysis.answers import read_points
 from sysscan_langgraph.host.aliases import Aliases
-from sysscan_langgraph.host.asking import Answer, TimeLimit, ask
+from sysscan_langgraph.host.asking import Answer, TimeLimit, ask, checked_number
 from sysscan_langgraph.host.findings import HostFinding
 from sysscan_langgraph.host.scan import Opinion, Scan
 from sysscan_langgraph.serving import Served, serve
 from sysscan_models.documents import Document
-from sysscan_models.errors import UserError
 from sysscan_models.scan_report import document
 
 logger = logging.getLogger(__name__)
@@ -57,12 +56,10 @@ class Analyst:
         max_tokens: int = 256,
         summary_tokens: int = 512,
     ) -> None:
-        for name, value in (("max_tokens", max_tokens), ("summary_tokens", summary_tokens)):
-            if value < 1:
-                raise UserError(f"{name} is {value}; expected 1 or more tokens")
+        self.max_tokens = checked_number("max_tokens", max_tokens, 1, "tokens")
+        self.summary_tokens = checked_number("summary_tokens", summary_tokens, 1, "tokens")
         self.models = models if isinstance(models, Served) else opened(models)
         self.specialist, self.generalist = specialist, generalist
-        self.max_tokens, self.summary_tokens = max_tokens, summary_tokens
         for role in (specialist, generalist):
             self.models.role(role)
 

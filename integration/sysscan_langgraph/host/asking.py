@@ -18,7 +18,7 @@ from sysscan_langgraph.analysis.schemas import answer_schema, report_schema
 from sysscan_langgraph.host.shapes import listed
 from sysscan_langgraph.serving import Served
 from sysscan_models.documents import Document
-from sysscan_models.errors import SysscanError
+from sysscan_models.errors import SysscanError, UserError
 from sysscan_models.interfaces import GenerationEvent, GenerationRequest, Session, cancelled_at_end
 from sysscan_models.prompts import Response, conversation, redact
 from sysscan_models.scan_report import SEVERITIES
@@ -39,11 +39,11 @@ class Answer:
     def text(self, name: str) -> str:
         """Return a field as text; empty where it is none."""
         value = self.values.get(name)
-        return value.strip() if isinstance(value, str) else ""
+        return printable(value).strip() if isinstance(value, str) else ""
 
     def texts(self, name: str) -> list[str]:
         """Return a field as texts, each once; empty where there are none."""
-        texts = (item.strip() for item in listed(self.values.get(name)) if isinstance(item, str))
+        texts = (printable(item).strip() for item in listed(self.values.get(name)) if isinstance(item, str))
         return list(dict.fromkeys(text for text in texts if text))
 
     @property
@@ -56,6 +56,20 @@ class Answer:
         """The risk that the specialist gave, 0 to 100; None where it gave none."""
         value = self.values.get("risk_score")
         return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 100 else None
+
+
+def checked_number(name: str, value: Any, least: int, unit: str) -> int:
+    """Return a whole number; raise UserError when it is none, or less than `least`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise UserError(f"{name} is {value!r}; expected {least} or more {unit}")
+    return value
+
+
+def checked_seconds(name: str, value: Any) -> float:
+    """Return a time in seconds; raise UserError when it is no number, or not more than 0."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+        raise UserError(f"{name} is {value!r}; expected more than 0 seconds")
+    return value
 
 
 class TimeLimit:

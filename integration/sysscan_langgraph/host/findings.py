@@ -5,14 +5,16 @@ What is missing or has another type becomes the default: the host's own nodes dr
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
-from sysscan_langgraph.host.shapes import fields, listed, number
-from sysscan_models.scan_report import SEVERITIES
+from sysscan_langgraph.host.shapes import fields, listed, number, plain, text
+from sysscan_models import scan_report
 
-LEVELS = (*SEVERITIES, "unknown")
+T = TypeVar("T")
+
+LEVELS = (*scan_report.SEVERITIES, "unknown")
 """The host's six counts, the most severe first."""
 
 
@@ -62,8 +64,11 @@ class HostCorrelation:
 
 
 def findings_of(things: Any) -> list[HostFinding]:
-    """Return the findings of a list as the host has it (dicts or models); what is no object is left out."""
-    return [_finding(fields(thing)) for thing in listed(things) if fields(thing)]
+    """Return the findings of a list as the host has it (dicts or models); what is no object is left out.
+
+    One that cannot be read is there all the same, and says so in its title.
+    """
+    return list(_read(things, _finding, lambda why: HostFinding(id="", title=f"A finding that cannot be read ({why})")))
 
 
 def state_findings(state: Mapping[str, Any], *keys: str) -> list[HostFinding]:
@@ -73,7 +78,7 @@ def state_findings(state: Mapping[str, Any], *keys: str) -> list[HostFinding]:
 
 def correlations_of(things: Any) -> list[HostCorrelation]:
     """Return the correlations of a list as the host has it (dicts or models)."""
-    return [_correlation(fields(thing)) for thing in listed(things) if fields(thing)]
+    return list(_read(things, _correlation, lambda why: HostCorrelation(id="", title=f"Cannot be read ({why})")))
 
 
 def counts(findings: Iterable[HostFinding]) -> dict[str, int]:
@@ -90,45 +95,50 @@ def worst(findings: Sequence[HostFinding]) -> str:
 
 def severity_of(value: Any) -> str:
     """Return a severity as one of `LEVELS`."""
-    said = str(value or "").strip().lower()
+    said = scan_report.severity_of(value)
     return said if said in LEVELS else "unknown"
+
+
+def _read(things: Any, read: Callable[[Mapping[str, Any]], T], unreadable: Callable[[str], T]) -> Iterator[T]:
+    for thing in listed(things):
+        try:
+            if given := fields(thing):
+                yield read(given)
+        except Exception as error:  # noqa: BLE001 - one of them must not cost what the others are read for
+            yield unreadable(type(error).__name__)
 
 
 def _finding(given: Mapping[str, Any]) -> HostFinding:
     scores = (given.get(name) for name in ("risk_score", "risk_total", "base_severity_score"))
     metadata = given.get("metadata")
-    metadata = metadata if isinstance(metadata, Mapping) else {}
+    metadata = plain(metadata) if isinstance(metadata, Mapping) else {}
     try:
         probability = float(given.get("probability_actionable") or 0)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         probability = 0.0
     return HostFinding(
-        id=_text(given.get("id")),
-        title=_text(given.get("title")),
+        id=text(given.get("id")),
+        title=text(given.get("title")),
         severity=severity_of(given.get("severity")),
         risk_score=number(next((score for score in scores if score is not None), 0)),
-        description=_text(given.get("description")),
-        scanner=_text(given.get("scanner") or metadata.get("scanner")),
-        category=_text(given.get("category")),
-        tags=tuple(map(_text, listed(given.get("tags")))),
+        description=text(given.get("description")),
+        scanner=text(given.get("scanner") or metadata.get("scanner")),
+        category=text(given.get("category")),
+        tags=tuple(map(text, listed(given.get("tags")))),
         metadata=metadata,
         correlated=bool(given.get("correlation_refs")),
-        baseline_status=_text(given.get("baseline_status")),
+        baseline_status=text(given.get("baseline_status")),
         probability_actionable=probability,
     )
 
 
 def _correlation(given: Mapping[str, Any]) -> HostCorrelation:
     return HostCorrelation(
-        id=_text(given.get("id")),
-        title=_text(given.get("title")),
-        rationale=_text(given.get("rationale")),
-        finding_ids=tuple(map(_text, listed(given.get("related_finding_ids")))),
+        id=text(given.get("id")),
+        title=text(given.get("title")),
+        rationale=text(given.get("rationale")),
+        finding_ids=tuple(map(text, listed(given.get("related_finding_ids")))),
         risk_score_delta=number(given.get("risk_score_delta")),
-        tags=tuple(map(_text, listed(given.get("tags")))),
-        severity=_text(given.get("severity")),
+        tags=tuple(map(text, listed(given.get("tags")))),
+        severity=text(given.get("severity")),
     )
-
-
-def _text(value: Any) -> str:
-    return "" if value is None else str(value)

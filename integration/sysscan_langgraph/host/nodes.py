@@ -1,7 +1,8 @@
 """Drop-ins for four of the host's nodes: the same functions of the state, with the models' work in them.
 
 A node takes the whole state and returns it, sync: LangGraph runs it in a thread under `ainvoke`, and it works inside a running
-event loop, where the host's own async nodes lose their results. It never raises; what went wrong is a warning in the state.
+event loop, where the host's own async nodes lose their results. It never raises; what went wrong is a warning in the state
+(only what is no state at all, having no keys, is refused with UserError).
 Results stand under keys of the host's state, since its graph drops all others.
 
 The specialist is asked once for all nodes of a run, in one batch; its answers are kept, as JSON, in the state's `cache`.
@@ -23,7 +24,7 @@ import orjson
 
 from sysscan_langgraph.host import rules
 from sysscan_langgraph.host.analyst import question
-from sysscan_langgraph.host.asking import Answer, TimeLimit, fault
+from sysscan_langgraph.host.asking import Answer, TimeLimit, checked_number, checked_seconds, fault
 from sysscan_langgraph.host.assessment import compliance_check, risk_assessment
 from sysscan_langgraph.host.findings import HostFinding, correlations_of, state_findings
 from sysscan_langgraph.host.provider import SysscanProvider
@@ -62,13 +63,10 @@ class HostNodes:
         time_limit: float = 120.0,
         max_findings: int = 50,
     ) -> None:
-        if max_findings < 0:
-            raise UserError(f"max_findings is {max_findings}; expected 0 or more findings")
-        if not time_limit > 0:
-            raise UserError(f"time_limit is {time_limit}; expected more than 0 seconds")
+        self.time_limit = checked_seconds("time_limit", time_limit)
+        self.max_findings = checked_number("max_findings", max_findings, 0, "findings")
         self.provider = models if isinstance(models, SysscanProvider) else SysscanProvider(models, host=host)
         self.analyst = self.provider.analyst
-        self.time_limit, self.max_findings = time_limit, max_findings
 
     def enhanced_summarize_host_state(self, state: State) -> State:
         """Write `summary`, as the host's `Summaries`, and count the iteration."""
@@ -184,6 +182,8 @@ def asynchronous(node: Node) -> AsyncNode:
 
 def _run(work: Callable[[State], None], state: Mapping[str, Any], stage: str, duration: str) -> State:
     """Run a node's work on a copy of the state, and return that whatever happens."""
+    if not isinstance(state, Mapping):
+        raise UserError(f"{stage} was given {type(state).__name__}; expected a state of the host, with names and values")
     started = time.monotonic()
     after: State = {**state, "metrics": _mapping(state.get("metrics")), "warnings": listed(state.get("warnings"))}
     try:

@@ -19,12 +19,11 @@ from typing import Any
 from sysscan_langgraph.host import rules
 from sysscan_langgraph.host.aliases import Aliases
 from sysscan_langgraph.host.analyst import WRITTEN_WITHOUT, Analyst, Summary
-from sysscan_langgraph.host.asking import Answer, TimeLimit, fault
+from sysscan_langgraph.host.asking import Answer, TimeLimit, checked_number, checked_seconds, fault
 from sysscan_langgraph.host.findings import HostFinding
 from sysscan_langgraph.host.scan import Scan
 from sysscan_langgraph.host.shapes import HOST, ProviderMetadata, Summaries, classes, fields, listed
 from sysscan_langgraph.serving import Served
-from sysscan_models.errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -55,14 +54,11 @@ class SysscanProvider:
         specialist: str = "specialist",
         generalist: str = "generalist",
     ) -> None:
-        if not time_limit > 0:
-            raise UserError(f"time_limit is {time_limit}; expected more than 0 seconds")
-        if triage_findings < 0:
-            raise UserError(f"triage_findings is {triage_findings}; expected 0 or more findings")
+        self.host, self.time_limit = host, checked_seconds("time_limit", time_limit)
+        self.triage_findings = checked_number("triage_findings", triage_findings, 0, "findings")
         self.analyst = Analyst(
             models, specialist=specialist, generalist=generalist, max_tokens=max_tokens, summary_tokens=summary_tokens
         )
-        self.host, self.time_limit, self.triage_findings = host, time_limit, triage_findings
 
     def summarize(
         self,
@@ -76,9 +72,10 @@ class SysscanProvider:
         baseline_context: Mapping[str, Any] | None = None,
     ) -> tuple[Summaries, ProviderMetadata]:
         """Return the host's `Summaries` of a scan. With `skip`, what `previous` said, or what is known without a model."""
-        started = time.monotonic()
+        started, findings = time.monotonic(), 0
         try:
             scan = Scan.of_reductions(reductions, correlations, actions, baseline_context)
+            findings = len(listed(fields(reductions).get("top_findings")))
             if skip:
                 return self._skipped(scan, previous, skip_reason, started)
             limit = TimeLimit(self.time_limit)
@@ -89,7 +86,7 @@ class SysscanProvider:
             failed = _failed("summarize", error)
             text = f"{WRITTEN_WITHOUT} ({failed}). The scan could not be read."
             summary = Summary({"executive_summary": text}, 0, 0, failed, fallback=True)
-        return self.summaries(summary, len(listed(fields(reductions).get("top_findings"))), started)
+        return self.summaries(summary, findings, started)
 
     def triage(self, reductions: Any, correlations: Any) -> tuple[dict[str, Any], ProviderMetadata]:
         """Return `{top_findings: [{id, title, severity, risk_score, priority, ...}], correlation_count}`."""
@@ -168,7 +165,7 @@ class SysscanProvider:
         }
         made, _ = classes(self.host)
         known = before if said else {**before, "triage_summary": scan.triage(()), "action_narrative": scan.narrative(())}
-        summaries = made(**{**known, "executive_summary": text, "metrics": {**(before.get("metrics") or {}), **metrics}})
+        summaries = made(**{**known, "executive_summary": text, "metrics": {**fields(before.get("metrics")), **metrics}})
         return summaries, self._metadata(self.analyst.generalist, started, cached=bool(said))
 
     def _told_by_specialist(self, started: float, answers: Sequence[Answer]) -> ProviderMetadata:

@@ -23,6 +23,7 @@ from sysscan_langgraph.host.findings import (
 )
 from sysscan_langgraph.host.shapes import fields, listed, number
 from sysscan_models.documents import Document
+from sysscan_models.terminal import printable
 
 Opinion = tuple[HostFinding, Answer]
 """A finding and what the specialist said about it."""
@@ -129,7 +130,7 @@ class Scan:
         lines = []
         for action in self.actions:
             refs = f" (corr {', '.join(action.correlations)})" if action.correlations else ""
-            lines.append(f"{action.priority}. {action.action}{refs}")
+            lines.append(printable(f"{action.priority}. {action.action}{refs}"))
         after = max((action.priority for action in self.actions), default=0)
         return "\n".join([*lines, *(f"{after + place}. {text}" for place, text in enumerate(recommendations, 1))])
 

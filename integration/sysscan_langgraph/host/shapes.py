@@ -15,6 +15,8 @@ from pydantic import BaseModel
 
 HOST = "sys_scan_graph_agent"
 """The host's import name."""
+DEEPEST, DEEPER = 32, "(nested too deeply to be shown)"
+"""Levels of objects and lists that are read, and what stands for the rest."""
 
 
 class ProviderMetadata(NamedTuple):
@@ -82,3 +84,30 @@ def number(value: Any, default: int = 0) -> int:
         return int(float(value))
     except (TypeError, ValueError, OverflowError):
         return default
+
+
+def text(value: Any) -> str:
+    """Return a value as text: empty for None, and a note where it cannot say what it is."""
+    try:
+        return "" if value is None else str(value)
+    except Exception as error:  # noqa: BLE001 - any object of the host's may stand here
+        return f"({type(value).__name__} that cannot be shown: {type(error).__name__})"
+
+
+def plain(value: Any, within: tuple[int, ...] = ()) -> Any:
+    """Return a value as JSON can hold it: other objects as text, and a note for what is in itself or deeper than `DEEPEST`.
+
+    `within` are the ids of what the value is in.
+    """
+    if value is None or isinstance(value, (str, bool, float)):
+        return value
+    if isinstance(value, int):
+        return value if abs(value) < 2**63 else text(value)
+    if not isinstance(value, (Mapping, list, tuple, set, frozenset)):
+        return text(value)
+    if id(value) in within or len(within) >= DEEPEST:
+        return DEEPER
+    within = (*within, id(value))
+    if isinstance(value, Mapping):
+        return {text(key): plain(item, within) for key, item in value.items()}
+    return [plain(item, within) for item in value]

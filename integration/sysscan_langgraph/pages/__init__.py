@@ -6,10 +6,10 @@ escapes it, so that it shows as text and never as markup. Nothing here opens a m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal
 
-from sysscan_models.prompts import redact
+from sysscan_models.prompts import redact_deep
 
 if TYPE_CHECKING:
     from sysscan_langgraph.analysis.records import AnalysisReport
@@ -28,15 +28,7 @@ def render(report: AnalysisReport, form: Format) -> str:
 
 def redacted(report: AnalysisReport) -> AnalysisReport:
     """Return the report without secrets of known shapes, whoever made it."""
-    return type(report).model_validate(_redacted(report.model_dump(mode="json")))
-
-
-def _redacted(value: Any) -> Any:
-    if isinstance(value, str):
-        return redact(value)
-    if isinstance(value, Mapping):
-        return {name: _redacted(item) for name, item in value.items()}
-    return [_redacted(item) for item in value] if isinstance(value, list) else value
+    return type(report).model_validate(redact_deep(report.model_dump(mode="json")))
 
 
 def _text(report: AnalysisReport) -> str:

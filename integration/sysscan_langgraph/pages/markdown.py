@@ -1,7 +1,7 @@
 """The analysis as Markdown (CommonMark with GitHub's tables), from which nothing that a finding or a model says breaks out.
 
-Prose is escaped, so that it makes no heading, list, link, image, mathematics or HTML; evidence stands in a fence that is longer
-than any in it.
+Prose is escaped, so that it makes no heading, list, link, image, mathematics or HTML, and calls nobody where GitHub shows it;
+evidence stands in a fence that is longer than any in it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,12 @@ from sysscan_langgraph.pages import figures, spelling
 if TYPE_CHECKING:
     from sysscan_langgraph.analysis.records import AnalysisReport, Point
 
-_ANYWHERE = re.compile(r"[\\`*\[\]<|~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|&(?=#?\w)|:(?=//)|(?<=(?i:www))\.|(?<=\w)@(?=\w)")
+_ANYWHERE = re.compile(
+    r"(@(?=\w)|(?<!&)#(?=\d)|\b[Gg][Hh]-(?=\d))"  # somebody's name or an issue's number
+    r"|[\\`*\[\]<|~$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|&(?=#?\w)|:(?=//)|(?<=(?i:www))\."
+)
+_NOTHING = "&#8203;"
+"""A space without width: GitHub looks for names and issues in what is shown, where a backslash is no more."""
 _AT_START = re.compile(r"^(\s*)(?:([#=+>-])|(\d{1,9})([.)])(?=\s|$))")
 
 
@@ -38,7 +43,9 @@ def as_markdown(report: AnalysisReport) -> str:
 
 def escaped(text: str, longest: int = 2000) -> str:
     """Return text as one line of Markdown that shows it as it is, cut to `longest` characters."""
-    line = _ANYWHERE.sub(lambda match: f"\\{match[0]}", spelling.one_line(text, longest))
+    line = _ANYWHERE.sub(
+        lambda match: f"{match[1]}{_NOTHING}" if match[1] else f"\\{match[0]}", spelling.one_line(text, longest)
+    )
     return _AT_START.sub(lambda match: f"{match[1]}\\{match[2]}" if match[2] else f"{match[1]}{match[3]}\\{match[4]}", line)
 
 
