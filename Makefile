@@ -3,9 +3,11 @@
 # make test       install, then the default suite and every check
 # make test-host  the tests of the integration beside the versions that Sys-Scan-Graph itself requires
 # make test-slow  the slow suite
+# make test-tpu   training on torch_xla, on 4 virtual devices of this machine's processor (7 GB to install, once)
 PYTHON ?= python3
 VENV ?= .venv
 HOST_VENV ?= .venv-host
+TPU_VENV ?= .venv-tpu
 DEMO ?= demo
 # The wheel of llama-cpp-python is built once and kept beside pip's own cache. Without AMX: llama.cpp's kernels for it crash on
 # Q4 models (ggml-org/llama.cpp issue 20824).
@@ -13,13 +15,16 @@ WHEELS ?= $(shell $(PYTHON) -m pip cache dir)/sysscan-models/no-amx
 NO_AMX := $(if $(filter x86_64,$(shell uname -m)),-mno-amx-tile -mno-amx-int8 -mno-amx-bf16)
 LLAMA := $(shell sed -n 's/^llama_cpp_python==//p' constraints.txt)
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
+# torch_xla needs a torch of its own: these packages, too, are kept outside, by the hash of their pins.
+TPU_PACKAGES ?= $(shell $(PYTHON) -m pip cache dir)/sysscan-models/tpu-$(firstword $(shell sha256sum constraints-tpu.txt))
+SITE := -c "import sysconfig; print(sysconfig.get_path('purelib'))"
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 HOST_PIP := $(HOST_VENV)/bin/python -m pip --disable-pip-version-check
 RUN := $(CURDIR)/$(VENV)/bin/sysscan-models
 export OMP_WAIT_POLICY = passive
 export PIP_QUIET ?= 1
 
-.PHONY: demo demo-full test test-slow test-host check lint types contracts docs install install-dev llama-wheel clean
+.PHONY: demo demo-full test test-slow test-host test-tpu check lint types contracts docs install install-dev llama-wheel clean
 
 demo: install
 	$(RUN) run --recipe demo --set models_dir='"$(DEMO)/models"'
@@ -37,6 +42,9 @@ test-slow: install-dev
 test-host: $(HOST_VENV)/.installed
 	$(HOST_VENV)/bin/python -m pytest -m "not training" tests/integration
 
+test-tpu: $(TPU_VENV)/.installed
+	$(TPU_VENV)/bin/python -m pytest -m "slow or not slow" tests/tpu
+
 check: lint types contracts docs
 
 lint: install-dev
@@ -50,7 +58,7 @@ contracts: install-dev
 	$(VENV)/bin/lint-imports
 
 docs: install-dev
-	$(VENV)/bin/cog --check README.md plugins/README.md integration/README.md
+	$(VENV)/bin/cog --check README.md plugins/README.md integration/README.md docs/devices.md
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
@@ -81,6 +89,20 @@ $(HOST_VENV)/.installed: constraints-host.txt pyproject.toml
 	@$(HOST_PIP) install --constraint constraints-host.txt --find-links $(WHEELS) -e ".[langgraph,openai,demo,testing]" --group integration-tests typer
 	@touch $@
 
+$(TPU_PACKAGES)/.installed: constraints-tpu.txt
+	@echo "installing torch and torch_xla into $(TPU_PACKAGES), once"
+	@$(PYTHON) -m venv $(TPU_PACKAGES)
+	@$(TPU_PACKAGES)/bin/python -m pip --disable-pip-version-check install "pip>=25.1"
+	@$(TPU_PACKAGES)/bin/python -m pip --disable-pip-version-check install --requirement constraints-tpu.txt
+	@touch $@
+
+# The packages are shared by all clones; the project's own metadata (its entry points) is this clone's.
+$(TPU_VENV)/.installed: $(TPU_PACKAGES)/.installed pyproject.toml
+	@$(PYTHON) -m venv $(TPU_VENV)
+	@echo "import site; site.addsitedir('$$($(TPU_PACKAGES)/bin/python $(SITE))')" > $$($(TPU_VENV)/bin/python $(SITE))/tpu-packages.pth
+	@$(TPU_VENV)/bin/python -m pip --disable-pip-version-check install --no-deps --editable .
+	@touch $@
+
 $(VENV)/.installed: $(VENV)/.base pyproject.toml
 	@echo "installing sysscan-models and what it needs"
 	@$(PIP) install --constraint constraints.txt --find-links $(WHEELS) -e ".[train,gguf,langgraph,demo]"
@@ -92,4 +114,4 @@ $(VENV)/.installed-dev: $(VENV)/.base pyproject.toml
 	@touch $@ $(VENV)/.installed
 
 clean:
-	rm -rf $(VENV) $(HOST_VENV) $(DEMO) $(DEMO)-full .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(HOST_VENV) $(TPU_VENV) $(DEMO) $(DEMO)-full .mypy_cache .ruff_cache .pytest_cache

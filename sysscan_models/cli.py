@@ -5,6 +5,7 @@ Only click is imported until a verb runs, so that `--help` answers at once and n
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -84,6 +85,9 @@ def main() -> None:
 
     # stop as cleanly as on Ctrl-C; not SIGINT's own handler, which is `ignore` in the background of a script
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if _process() != "0":
+        # of several processes that do the same work, the first one tells about it
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - open as long as the process is
     try:
         cli.main(standalone_mode=False)
     except click.ClickException as error:
@@ -99,8 +103,13 @@ def main() -> None:
         _say_error(_system_refusal(error))
         sys.exit(SysscanError.exit_code)
     except (KeyboardInterrupt, click.exceptions.Abort):
-        click.echo("stopped; what was finished is kept, and `sysscan-models run` goes on from there", err=True)
+        click.echo("stopped; what `sysscan-models run` has finished is kept, and it goes on from there", err=True)
         sys.exit(130)
+
+
+def _process() -> str:
+    """Return this process's number among those that torchrun started."""
+    return os.environ.get("RANK") or "0"
 
 
 def _say_error(message: str) -> None:
@@ -108,7 +117,8 @@ def _say_error(message: str) -> None:
     from sysscan_models.prompts import redact
     from sysscan_models.terminal import printable
 
-    click.echo(f"{click.style('error:', fg='red', bold=True)} {printable(redact(message))}", err=True)
+    label = "error:" if _process() == "0" else f"error in process {_process()}:"
+    click.echo(f"{click.style(label, fg='red', bold=True)} {printable(redact(message))}", err=True)
 
 
 def _system_refusal(error: OSError) -> str:
@@ -177,12 +187,13 @@ def init(folder: Path, recipe: str, force: bool) -> None:
 
 @cli.command()
 @configured
+@click.option("--on", default="", metavar="MACHINE", help="Plan for another machine: v5e-8, 'A100 80 GB', '4x H100 80 GB'.")
 @click.option("--json", "as_json", is_flag=True, help="Print figures as JSON.")
-def plan(as_json: bool, **options: Any) -> None:
+def plan(on: str, as_json: bool, **options: Any) -> None:
     """Price a whole run before it starts: disk, memory, tokens, steps."""
     from sysscan_models import planning
 
-    price = planning.price(pipeline(**options))
+    price = planning.price(pipeline(**options), on=on)
     click.echo(planning.as_json(price) if as_json else planning.as_text(price))
     planning.refuse(price)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from importlib import resources
+from importlib import metadata, resources
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -26,6 +26,9 @@ else:
     import tomli as tomllib
 
 FILE_NAME = "sysscan-models.toml"
+DEVICES = "sysscan_models.devices"
+"""Entry point group of devices that other packages offer: name -> what opens it."""
+_DEVICES = ("auto", "cpu", "cuda", "tpu")
 """Where every command looks for its configuration, in the current folder."""
 
 
@@ -154,13 +157,26 @@ class _RoleTables(_Table):
     """`name` of the quantizer and its options."""
 
 
+def device_choices() -> str:
+    """Return what a device may be called, those of installed packages last."""
+    return ", ".join([*_DEVICES, "cuda:N", *sorted(point.name for point in metadata.entry_points(group=DEVICES))])
+
+
+def _device(name: str) -> str:
+    kind, _, number = name.partition(":")
+    ours = name in _DEVICES or (kind == "cuda" and number.isdecimal())
+    if not ours and kind not in {point.name for point in metadata.entry_points(group=DEVICES)}:
+        raise ValueError(f"unknown device {name!r}; valid choices: {device_choices()}")
+    return name
+
+
 class _Tables(_Table):
     models_dir: PathText = "models"
     """Folder of all results."""
     seed: int = Field(17, ge=0, lt=2**31)
     """Seed of everything that is drawn by chance."""
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?|tpu)$")
-    """`auto`, `cpu`, `cuda`, `cuda:1`, `tpu`."""
+    device: Annotated[str, AfterValidator(_device)] = "auto"
+    """`auto`, `cpu`, `cuda`, `cuda:1`, `tpu`, or one that another package offers (entry points `sysscan_models.devices`)."""
     offline: bool = False
     """Forbid the network altogether."""
     data: DataOptions = DataOptions()

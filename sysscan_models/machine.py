@@ -91,33 +91,132 @@ class Accelerator:
     free: int = 0
 
 
-CARDS: Mapping[str, int] = {
-    "T4 16 GB": 15360 << 20,
-    "V100 32 GB": 32768 << 20,
-    "L4 24 GB": 23034 << 20,
-    "A10 24 GB": 23028 << 20,
-    "RTX 3090 24 GB": 24576 << 20,
-    "RTX 4090 24 GB": 24564 << 20,
-    "RTX 5090 32 GB": 32607 << 20,
-    "A100 40 GB": 40960 << 20,
-    "A6000 48 GB": 49140 << 20,
-    "L40S 48 GB": 46068 << 20,
-    "A100 80 GB": 81920 << 20,
-    "H100 80 GB": 81559 << 20,
-    "H200 141 GB": 143771 << 20,
-    "B200 180 GB": 183359 << 20,
-}
-"""Memory of well-known cards in bytes, as nvidia-smi reports it."""
+@dataclass(frozen=True)
+class Hardware:
+    """What is publicly known of a kind of accelerator: of one card, or of a TPU slice."""
 
-TPUS: Mapping[str, tuple[int, int]] = {
-    "v2-8": (8, 8 * GIB),
-    "v3-8": (8, 16 * GIB),
-    "v4-8": (4, 32 * GIB),
-    "v5e-8": (8, 16 * GIB),
-    "v5p-8": (4, 95 * GIB),
-    "v6e-8": (8, 32 * GIB),
+    memory: int
+    """Bytes of each device."""
+    peak_flops: float
+    """Dense bf16 operations per second of each device, at most (fp16 on cards that have no bf16)."""
+    devices: int = 1
+    """Devices in a TPU slice: cores of v2 and v3, chips of the others."""
+    hosts: int = 1
+    """Machines that they sit in; the program runs on each of them."""
+
+
+CARDS: Mapping[str, Hardware] = {
+    "T4 16 GB": Hardware(15360 << 20, 65e12),
+    "V100 32 GB": Hardware(32768 << 20, 125e12),
+    "L4 24 GB": Hardware(23034 << 20, 121e12),
+    "A10 24 GB": Hardware(23028 << 20, 125e12),
+    "RTX 3090 24 GB": Hardware(24576 << 20, 71e12),
+    "RTX 4090 24 GB": Hardware(24564 << 20, 165.2e12),
+    "RTX 5090 32 GB": Hardware(32607 << 20, 209.5e12),
+    "A100 40 GB": Hardware(40960 << 20, 312e12),
+    "A6000 48 GB": Hardware(49140 << 20, 154.8e12),
+    "L40S 48 GB": Hardware(46068 << 20, 362e12),
+    "A100 80 GB": Hardware(81920 << 20, 312e12),
+    "H100 80 GB": Hardware(81559 << 20, 989e12),
+    "H200 141 GB": Hardware(143771 << 20, 989e12),
+    "B200 180 GB": Hardware(183359 << 20, 2250e12),
 }
-"""Devices of a TPU host, and the memory of each in bytes."""
+"""Well-known cards: memory as nvidia-smi reports it; peaks of the makers' data sheets, tensor cores with fp32 accumulation,
+without sparsity, of the SXM kind where there are several. T4 and V100: fp16."""
+
+
+def card_peak(name: str) -> float:
+    """Return the peak of a card by the name that its driver gives it (`NVIDIA A100-SXM4-80GB`), or 0 for one not in `CARDS`."""
+    words = re.split(r"[\s-]+", name)
+    for known, hardware in CARDS.items():
+        if set(known.split()[:-2]) <= set(words):
+            return hardware.peak_flops
+    return 0.0
+
+
+@dataclass(frozen=True)
+class _Generation:
+    """One generation of TPUs: what a device of it has, and how many of them a host has."""
+
+    memory: int
+    peak_flops: float
+    per_host: int
+    counts_cores: bool = False
+    """Whether the number in a slice's name counts cores, of which a chip has two that v4 and v5p offer as one device."""
+    single_host: int = 0
+    """Largest slice in one host, where that is more than a host of a larger slice has."""
+
+
+_GENERATIONS: Mapping[str, _Generation] = {
+    "v2": _Generation(8 * GIB, 46e12 / 2, 8),
+    "v3": _Generation(16 * GIB, 123e12 / 2, 8),
+    "v4": _Generation(32 * GIB, 275e12, 4, counts_cores=True),
+    "v5e": _Generation(16 * GIB, 197e12, 4, single_host=8),
+    "v5p": _Generation(95 * GIB, 459e12, 4, counts_cores=True),
+    "v6e": _Generation(32 * GIB, 918e12, 4, single_host=8),
+}
+
+
+def tpu_slice(name: str) -> Hardware | None:
+    """Return what a TPU slice of that type has (`v5e-8`, or `v5litepod-8` as Google Cloud writes it); None for no such type.
+
+    Figures of Google's Cloud TPU documentation, the page "System architecture" of each version: HBM and peak bf16 compute per
+    chip. A device is what torch_xla sees: of v2 and v3 a core, which has half of its chip's; of the others a chip. Slices of
+    v5e and v6e have 4 chips per host, but the ones of up to 8 chips are in one host.
+    """
+    generation, _, number = name.replace("litepod", "e").partition("-")
+    known, size = _GENERATIONS.get(generation), int(number) if number.isdigit() else 0
+    if known is None or not size or (known.counts_cores and size % 2):
+        return None
+    devices = size // 2 if known.counts_cores else size
+    hosts = 1 if devices <= max(known.single_host, known.per_host) else -(-devices // known.per_host)
+    return Hardware(known.memory, known.peak_flops, devices, hosts)
+
+
+_SLICES = {
+    "v2": (8, 32, 128),
+    "v3": (8, 32, 64, 128),
+    "v4": (8, 16, 32, 64, 128),
+    "v5e": (1, 4, 8, 16, 32, 64, 128, 256),
+    "v5p": (8, 16, 32, 64, 128),
+    "v6e": (1, 4, 8, 16, 32, 64, 128, 256),
+}
+TPUS: Mapping[str, Hardware] = {
+    f"{generation}-{size}": found
+    for generation, sizes in _SLICES.items()
+    for size in sizes
+    if (found := tpu_slice(f"{generation}-{size}"))
+}
+"""TPU slices that are offered, the smaller ones first within a generation; `tpu_slice` knows other sizes too."""
+
+TPU_CHIPS = frozenset({"0x0027", "0x0056", "0x005e", "0x0062", "0x0063", "0x006f", "0x0076"})
+"""PCI device numbers of TPU chips, of the vendor 0x1ae0, which makes network cards too."""
+
+
+def tpu_chips(root: Path = ROOT) -> int:
+    """Return how many TPU chips sit in this machine, as the PCI bus says; 0 where there are none or it cannot be read."""
+    folders = (root / "sys/bus/pci/devices").glob("*")
+    return sum(_read(at / "vendor").strip() == "0x1ae0" and _read(at / "device").strip() in TPU_CHIPS for at in folders)
+
+
+def tpu_nodes(root: Path = ROOT) -> list[Path]:
+    """Return the files that stand for TPU chips: /dev/accelN, or since v5 /dev/vfio/N, which other devices may have too."""
+    return sorted((root / "dev").glob("accel[0-9]*")) or (sorted((root / "dev/vfio").glob("[0-9]*")) if tpu_chips(root) else [])
+
+
+def tpu_users(root: Path = ROOT) -> dict[int, str]:
+    """Return the other processes that hold a TPU chip, with their names; only those that this user may look into."""
+    nodes = {str(node) for node in tpu_nodes(root)}
+    found = {}
+    for link in (root / "proc").glob("[0-9]*/fd/*") if nodes else ():
+        try:
+            held = str(link.readlink())
+        except OSError:  # it is closed by now
+            continue
+        number = int(link.parent.parent.name)
+        if held in nodes and number != os.getpid():
+            found[number] = _read(link.parent.parent / "comm").strip()
+    return found
 
 
 def cards() -> tuple[Accelerator, ...]:
@@ -158,15 +257,14 @@ def has_cuda_torch() -> bool:
     return bool(installed := version("torch")) and "+cpu" not in installed
 
 
-def tpu_type() -> str:
+def tpu_type(root: Path = ROOT) -> str:
     """Return the TPU that this machine says it has (`v3-8`, ...), `unknown` for one without a known type, or nothing."""
     named = os.environ.get("TPU_ACCELERATOR_TYPE") or os.environ.get("ACCELERATOR_TYPE") or ""
     kind = named.replace("litepod", "e")
     if kind:
-        return kind if kind in TPUS else "unknown"
+        return kind if tpu_slice(kind) else "unknown"
     signs = ("TPU_NAME", "COLAB_TPU_ADDR", "TPU_WORKER_ID")
-    has_device = any(Path("/dev").glob("accel[0-9]*"))
-    return "unknown" if has_device or any(os.environ.get(sign) for sign in signs) else ""
+    return "unknown" if tpu_chips(root) or tpu_nodes(root) or any(os.environ.get(sign) for sign in signs) else ""
 
 
 def processor_flags(root: Path = ROOT) -> frozenset[str]:

@@ -8,6 +8,7 @@ A stage is done when its record exists, has the key that the configuration now a
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -31,6 +32,7 @@ from sysscan_models.artifacts import (
 from sysscan_models.config import RunConfig
 from sysscan_models.errors import IntegrityError, UserError
 from sysscan_models.interfaces import ModelRef, Source, TrainJob
+from sysscan_models.machine import version
 from sysscan_models.packaging import package
 from sysscan_models.plugins import Registry, plugin_manager
 from sysscan_models.progress import say
@@ -77,7 +79,12 @@ class Pipeline:
 
     def run(self) -> ModelPackage:
         """Do whatever is missing, from the archive to the package."""
-        self._check_device()
+        if _processes() > 1:
+            raise UserError(
+                f"`run` was started in {_processes()} processes (WORLD_SIZE), but only training is divided among processes. "
+                f"Prepare with one (`sysscan-models prepare`), start `sysscan-models train ROLE` in several, and then `run` in "
+                f"one again: it goes on from there"
+            )
         self.check()
         splits = self.prepare()
         say(report_text(self.layout.data))
@@ -97,13 +104,15 @@ class Pipeline:
 
     def check(self) -> None:
         """Fetch every base model and ask trainers and quantizers whether they can use it, before anything costs time."""
+        self._check_device()
         for name in self.config.roles:
             self._check_base(name, self.fetch(name))
 
     def _check_device(self) -> None:
-        if self.config.device == "tpu":
+        if self.config.device == "tpu" and not version("torch_xla"):
             raise UserError(
-                "this release cannot train on a TPU yet: `plan` prices it, nothing more. Set device to auto, cpu or cuda"
+                'device = "tpu" needs torch_xla, which is not installed: in an environment of its own, '
+                "pip install 'sysscan-models[train,tpu]'. Without a TPU set device to auto, cpu or cuda"
             )
 
     def _check_base(self, name: str, base: BaseCheckpoint) -> None:
@@ -145,6 +154,8 @@ class Pipeline:
         out_dir = Path(ref) if scheme == "path" else self.layout.base(part.base, part.revision)
         if scheme != "path" and (base := _intact(BaseCheckpoint, out_dir)):
             return base
+        if scheme != "path" and _processes() > 1:
+            raise UserError(f"the base model of {name} is not here yet; fetch it in one process: `sysscan-models fetch {name}`")
         source: Source = self.registry.get("sources", scheme)()
         if scheme != "path":
             say(f"fetch {name}: {part.base}")
@@ -244,13 +255,26 @@ class Pipeline:
         if done := current(kind, out, inputs, options, role=role, seed=seed):
             say(f"{title}: up to date")
             return done
-        record_path(out).unlink(missing_ok=True)
+        if _writes():
+            record_path(out).unlink(missing_ok=True)
         started = time.monotonic()
         made = work()
+        if not _writes():
+            return made
         if made.key != stage_key(kind, role=role, inputs=inputs, options=options, seed=seed) or not record_path(out).exists():
             made = seal(made, out, role=role, inputs=inputs, options=options, seed=seed, seconds=time.monotonic() - started)
         say(f"{title}: done in {time.monotonic() - started:.0f} s")
         return made
+
+
+def _processes() -> int:
+    """Return how many processes were started together (torchrun tells them)."""
+    return int(os.environ.get("WORLD_SIZE") or 1)
+
+
+def _writes() -> bool:
+    """Say whether this process is the one of them that writes records."""
+    return _processes() == 1 or os.environ.get("RANK") == "0"
 
 
 def current(

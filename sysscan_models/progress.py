@@ -53,7 +53,7 @@ class Progress:
         if self._first is None:  # work done before (a resumed run) must not count for the rate
             self._first, self._started = done, self._started if done <= 1 else now
         if self._bar is not None:
-            self._bar.update(self._task, completed=done, fields=shown)
+            self._bar.update(self._task, completed=done, total=self.total or None, fields=shown)
         elif self._mode == "lines" and (now - self._last_line >= LINE_SECONDS):
             self._last_line = now
             left = self._left(now)
@@ -80,6 +80,8 @@ class Progress:
 
 
 def _mode() -> str:
+    if os.environ.get("RANK", "0") != "0":
+        return "off"  # of several processes that do the same work, the first one tells about it
     if os.environ.get("SYSSCAN_PROGRESS", "").lower() in ("off", "0", "no"):
         return "off"
     return "bar" if sys.stderr.isatty() else "lines"

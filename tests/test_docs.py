@@ -13,7 +13,10 @@ from sysscan_models import hookspecs
 from sysscan_models.cli import cli
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / name for name in ("README.md", "plugins/README.md", "integration/README.md", "tests/benchmarks/README.md")]
+PAGES = [
+    ROOT / name
+    for name in ("README.md", "plugins/README.md", "integration/README.md", "tests/benchmarks/README.md", "docs/devices.md")
+]
 BLOCKS = [(page, block) for page in PAGES for block in re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL)]
 LINES = [(page.name, line.partition("#")[0].strip()) for page, block in BLOCKS for line in block.splitlines()]
 INLINE = [("inline", line) for page in PAGES for line in re.findall(r"`(sysscan-models [a-z][^`]*)`", page.read_text())]

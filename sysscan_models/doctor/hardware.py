@@ -45,26 +45,92 @@ def accelerator(config: RunConfig | None) -> Check:
 
 
 def tpu(config: RunConfig | None) -> Check:
-    """Check for a TPU, and that torch_xla is there and of torch's version."""
-    name, kind, wanted = "tpu", machine.tpu_type(), config is not None and config.device == "tpu"
-    torch, xla = machine.version("torch"), machine.version("torch_xla")
-    bad: Verdict = "fail" if wanted else "warn"
+    """Check for a TPU, that torch_xla and libtpu are there and of torch's version, and that nothing keeps them from it."""
+    wanted = config is not None and config.device == "tpu"
+    kind, bad = machine.tpu_type(), _bad(wanted)
+    if not kind and wanted and os.environ.get("PJRT_DEVICE") == "CPU":
+        return _virtual(os.environ.get("CPU_NUM_DEVICES", "1"))
     if not kind:
-        if not wanted:
-            return Check(name, "ok", "none was found, and none is asked for")
-        advice = "On Colab: Runtime > Change runtime type > TPU (some types need Colab Pro+). Elsewhere use a Cloud TPU VM. "
-        advice += "This release cannot train on a TPU yet"
-        return Check(name, "fail", "no TPU was found (no /dev/accel*, none of the TPU's environment variables)", advice)
-    found = f"TPU {kind}" if kind != "unknown" else "a TPU of unknown type"
+        return _no_tpu() if wanted else Check("tpu", "ok", "none was found, and none is asked for")
+    found = _tpu_text(kind)
+    if fault := _without_software() or _kept_away():
+        return Check("tpu", bad, f"{found}; {fault[0]}", fault[1])
+    told = f"{found}; torch_xla {machine.version('torch_xla')}, torch {machine.version('torch')}"
+    known = machine.tpu_slice(kind)
+    if known and known.hosts > 1:
+        advice = "Run the same command on every one of them (`gcloud compute tpus tpu-vm ssh NAME --worker=all --command=...`)"
+        return Check("tpu", "ok", f"{told}; the slice has {known.hosts} machines", advice)
+    return Check("tpu", "ok", told)
+
+
+def _bad(wanted: bool) -> Verdict:
+    return "fail" if wanted else "warn"
+
+
+def _virtual(count: str) -> Check:
+    found = f"PJRT_DEVICE is 'CPU': {count} virtual device{'s' if count != '1' else ''} on the processor stand for a TPU"
+    return Check("tpu", "warn", found, "Good for tests only; to train on a TPU: unset PJRT_DEVICE")
+
+
+def _no_tpu() -> Check:
+    """Say what to do where a TPU is asked for and nothing speaks for one."""
+    if os.environ.get("COLAB_RELEASE_TAG"):
+        advice = "Runtime > Change runtime type > TPU; some types need a paid plan (Colab Pro+). The runtime then starts anew"
+    else:
+        advice = "Use a Cloud TPU VM, or Colab (Runtime > Change runtime type > TPU; some types need Colab Pro+)"
+    advice += '. `sysscan-models plan --on v5e-8` plans for one from here; device = "auto" trains on what there is'
+    return Check(
+        "tpu",
+        "fail",
+        "no TPU was found (no chip on the PCI bus, no /dev/accel*, none of the TPU's environment variables)",
+        advice,
+    )
+
+
+def _tpu_text(kind: str) -> str:
+    chips, known = machine.tpu_chips(), machine.tpu_slice(kind)
+    found = f"TPU {kind}" if known else "a TPU of unknown type"
+    if known:
+        found += f" ({known.devices} device{'s' if known.devices > 1 else ''} of {size(known.memory)})"
+    return f"{found}, {chips} chip{'s' if chips > 1 else ''} in this machine" if chips else found
+
+
+def _without_software() -> tuple[str, str] | None:
+    """Return what is wrong with the installation, and what to do; None when nothing is."""
+    install = "pip install 'sysscan-models[tpu]'"
+    torch, xla = machine.version("torch"), machine.version("torch_xla")
     if not xla:
-        return Check(name, bad, f"{found}; torch_xla is not installed", "pip install 'sysscan-models[tpu]'")
+        return "torch_xla is not installed", install
     if _minor(xla) != _minor(torch):
-        found = f"{found}; torch_xla {xla} does not belong to torch {torch or '(not installed)'}"
-        return Check(name, bad, found, "Both must have the same version: pip install 'sysscan-models[tpu]'")
+        fault = f"torch_xla {xla} does not belong to torch {torch or '(not installed)'}"
+        return fault, f"Both must have the same version: {install}"
+    if not machine.version("libtpu") and not os.environ.get("TPU_LIBRARY_PATH"):
+        return f"torch_xla {xla} is here, but not libtpu, which drives the chips", install
+    if machine.version("torch_tpu"):
+        return "torch_tpu is installed too, and brings another libtpu", f"Give each an environment of its own: {install}"
+    return None
+
+
+def _kept_away() -> tuple[str, str] | None:
+    """Return what keeps a program from the TPU that is there, and what to do; None when nothing does."""
     runtime = os.environ.get("PJRT_DEVICE", "TPU")
     if runtime != "TPU":
-        return Check(name, bad, f"{found}, but PJRT_DEVICE is {runtime!r}", "export PJRT_DEVICE=TPU")
-    return Check(name, "ok", f"{found}; torch_xla {xla}, torch {torch}")
+        return f"but PJRT_DEVICE is {runtime!r}", "export PJRT_DEVICE=TPU"
+    nodes = machine.tpu_nodes()
+    if machine.tpu_chips() and not nodes:
+        return (
+            "but neither /dev/accel* nor /dev/vfio/* is here",
+            "In a container, start it with access to them (`--privileged`)",
+        )
+    if closed := [str(node) for node in nodes if not os.access(node, os.R_OK | os.W_OK)]:
+        return f"but {', '.join(closed)} cannot be opened by this user", "Run as root, or let your user's group open them"
+    if users := machine.tpu_users():
+        named = ", ".join(f"{name} ({number})" for number, name in users.items())
+        return (
+            f"but it is in use by {named}",
+            "One program at a time can use a TPU: end that one, or restart its notebook's kernel",
+        )
+    return None
 
 
 def _minor(version: str) -> list[str]:

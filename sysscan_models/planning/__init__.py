@@ -40,15 +40,21 @@ class Price:
     memory: Memory
     accelerators: tuple[Accelerator, ...]
     lines: tuple[Line, ...]
+    on: str = ""
+    """The machine that it was compared with, when it was not this one."""
 
 
-def price(pipeline: Pipeline) -> Price:
-    """Return what the pipeline's run will need and how this machine compares; opens no socket and writes nothing."""
-    here, splits = Here.look(pipeline.config.device), current_splits(pipeline)
+def price(pipeline: Pipeline, *, on: str = "") -> Price:
+    """Return what the pipeline's run will need and how this machine compares; opens no socket and writes nothing.
+
+    `on` names another machine to compare with: a TPU slice (`v5e-8`), a card, or several (`4x A100 80 GB`); it decides the
+    device, whatever the configuration says. Raises UserError for one that is not known.
+    """
+    here, splits = Here.planned(on) if on else Here.look(pipeline.config.device), current_splits(pipeline)
     roles = {name: price_role(pipeline, name, splits.get(name), here) for name in pipeline.config.roles}
     disk = price_disk(pipeline, roles, splits=0 if splits else 2 * archive_bytes(pipeline))
     lines = tuple(judge(pipeline, roles, disk, here, prepared=bool(splits)))
-    return Price(roles, disk, here.memory, here.accelerators, lines)
+    return Price(roles, disk, here.memory, here.accelerators, lines, on)
 
 
 def as_json(price: Price) -> str:
@@ -87,7 +93,8 @@ def refuse(price: Price) -> None:
         for line in refused
     ]
     raise UserError(
-        f"this run cannot work here, for {len(reasons)} reason{'s' if len(reasons) > 1 else ''}; nothing was started:\n"
+        f"this run cannot work {f'on {price.on}' if price.on else 'here'}, for {len(reasons)} "
+        f"reason{'s' if len(reasons) > 1 else ''}; nothing was started:\n"
         + "\n".join(f"  - {reason}" for reason in reasons)
-        + "\n`sysscan-models run --force` starts it all the same"
+        + ("" if price.on else "\n`sysscan-models run --force` starts it all the same")
     )

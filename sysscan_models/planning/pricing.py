@@ -6,12 +6,14 @@ Looks at files and the machine; opens no socket, trains nothing and writes nothi
 from __future__ import annotations
 
 import math
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from sysscan_models import machine
-from sysscan_models.errors import SysscanError
+from sysscan_models.errors import SysscanError, UserError
 from sysscan_models.planning.bases import Base, find_base, unhashed_record
 from sysscan_models.planning.disk import disk_parts
 from sysscan_models.planning.memory import TrainingMemory, memory_of
@@ -54,44 +56,83 @@ class RolePrice:
 
 @dataclass(frozen=True)
 class Here:
-    """The machine, seen from the device that the configuration asks for."""
+    """The machine, seen from the device that the configuration asks for; or another one that is only planned for."""
 
     kind: Literal["cpu", "cuda", "tpu"]
     memory: machine.Memory
     accelerators: tuple[machine.Accelerator, ...]
     index: int = 0
     devices: int = 1
-    """Devices that share one model; one but for a TPU."""
+    """Devices that share one model: those of a TPU slice, or the processes that torchrun started."""
+    hosts: int = 1
+    elsewhere: str = ""
+    """The machine that is planned for, when it is not this one; nothing is known of its RAM and its disk."""
 
     @classmethod
     def look(cls, device: str) -> Here:
         """Return what is here of the device that a configuration names; torch is asked only for an explicit `cuda`."""
-        memory = machine.memory()
+        memory, processes = machine.memory(), int(os.environ.get("WORLD_SIZE") or 1)
         kind, _, index = device.partition(":")
         if kind == "auto":
             found = machine.cards() if machine.has_cuda_torch() or not machine.version("torch") else ()
-            return cls("cuda" if found else "cpu", memory, found)
+            return cls("cuda" if found else "cpu", memory, found, devices=processes)
         if kind == "cuda":
             asked = machine.torch_cards()
-            return cls("cuda", memory, machine.cards() if asked is None else asked, int(index or 0))
+            return cls("cuda", memory, machine.cards() if asked is None else asked, int(index or 0), devices=processes)
         if kind == "tpu":
             tpu = machine.tpu_type()
-            count, size = machine.TPUS.get(tpu, (1, 0))
-            return cls("tpu", memory, (machine.Accelerator(f"TPU {tpu}", size),) if tpu else (), 0, count)
-        return cls("cpu", memory, ())
+            known = machine.tpu_slice(tpu) or machine.Hardware(0, 0.0)
+            found = (machine.Accelerator(f"TPU {tpu}", known.memory),) if tpu else ()
+            return cls("tpu", memory, found, devices=known.devices, hosts=known.hosts)
+        if kind != "cpu":  # a plugin's, of which nothing is known
+            return cls("cuda", memory, (machine.Accelerator(device, 0),), devices=processes)
+        return cls("cpu", memory, (), devices=processes)
+
+    @classmethod
+    def planned(cls, name: str) -> Here:
+        """Return a machine by what it has: a TPU slice (`v5e-8`), a card, or several (`4x A100 80 GB`).
+
+        Raises UserError with the valid choices.
+        """
+        nothing = machine.Memory(0, 0)
+        if found := machine.tpu_slice(name):
+            card = machine.Accelerator(f"TPU {name.replace('litepod', 'e')}", found.memory)
+            return cls("tpu", nothing, (card,), devices=found.devices, hosts=found.hosts, elsewhere=name)
+        match = re.fullmatch(r"(?:(\d+) *x *)?(.+)", name.strip(), re.IGNORECASE)
+        count, asked = int(match[1] or 1) if match else 0, match[2] if match else name
+        known = {_plain(card): card for card in machine.CARDS}
+        card_name = known.get(_plain(asked))
+        if not card_name or not count:
+            raise UserError(
+                f"unknown machine {name!r} to plan for. Valid choices: TPU slices ({', '.join(machine.TPUS)}, and other sizes) "
+                f"or cards, several as in '4x A100 80 GB' ({', '.join(machine.CARDS)})"
+            )
+        cards = (machine.Accelerator(card_name, machine.CARDS[card_name].memory),) * count
+        return cls("cuda", nothing, cards, devices=count, elsewhere=name)
 
     @property
     def accelerator(self) -> machine.Accelerator | None:
-        """The one that would be used."""
+        """The one that would be used; of several that share a model, the first."""
         return self.accelerators[self.index] if self.index < len(self.accelerators) else None
 
     @property
+    def xla(self) -> bool:
+        """Whether the model is compiled for a TPU."""
+        return self.kind == "tpu"
+
+    @property
     def capacity(self) -> tuple[int, int]:
-        """Total and free bytes of the memory that the model trains in; 0 for what is not known."""
+        """Total and free bytes of the memory that one device trains in; 0 for what is not known."""
         if self.kind == "cpu":
-            return self.memory.total, self.memory.available
+            sharing = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+            return self.memory.total // sharing, self.memory.available // sharing
         card = self.accelerator
         return (card.total, card.free or card.total) if card else (0, 0)
+
+
+def _plain(name: str) -> str:
+    """Return the name of a card without what people leave out: spaces and capitals."""
+    return re.sub(r"[\s_-]+", "", name).lower()
 
 
 def price_role(pipeline: Pipeline, name: str, splits: Splits | None, here: Here) -> RolePrice:
@@ -99,12 +140,12 @@ def price_role(pipeline: Pipeline, name: str, splits: Splits | None, here: Here)
     part, base = pipeline.config.role(name), find_base(pipeline, name)
     done = _done(pipeline, name, base, splits)
     estimate, notes = (None, ()) if "train" in done else _ask_trainer(pipeline, part, base, splits)
-    parts = memory_of(part.trainer, base.shape, devices=here.devices) if base.shape else None
-    tokens, steps = _budget(part.trainer, splits, archive_bytes(pipeline))
+    parts = memory_of(part.trainer, base.shape, devices=here.devices, xla=here.xla) if base.shape else None
+    tokens, steps = _budget(part.trainer, splits, archive_bytes(pipeline), here.devices)
     persistent, peak = (parts.persistent, Range(parts.peak_low, parts.peak_high)) if parts else (None, None)
     if estimate:
-        tokens, steps = Range(estimate.train_tokens, estimate.train_tokens), Range(estimate.steps, estimate.steps)
-        if here.devices == 1 or not parts:  # a trainer estimates for one device
+        tokens, steps = _measured_budget(part.trainer, estimate, here.devices) or (tokens, steps)
+        if (here.devices == 1 and not here.xla) or not parts:  # a trainer estimates for one device of no special kind
             persistent, peak = estimate.persistent_bytes, Range(estimate.peak_low_bytes, estimate.peak_high_bytes)
     return RolePrice(
         base=base,
@@ -190,18 +231,32 @@ def archive_bytes(pipeline: Pipeline) -> int:
     return archive.stat().st_size * (10 if packed else 1) if archive.is_file() else 0  # text rarely packs tighter
 
 
-def _budget(trainer: Trainer, splits: Splits | None, archive: int) -> tuple[Range | None, Range | None]:
+def _measured_budget(trainer: Trainer, estimate: Estimate, devices: int) -> tuple[Range, Range] | None:
+    """Return tokens and steps as the trainer counted them; None where several devices would take more tokens in as many steps.
+
+    `batch_size` is per device, so that several devices take fewer steps; a last one may be left half empty.
+    """
+    options: Any = trainer
+    if devices > 1 and hasattr(options, "max_steps") and options.max_steps:
+        return None
+    tokens = Range(estimate.train_tokens, estimate.train_tokens)
+    fewest = estimate.steps if devices == 1 else math.ceil(max(1, estimate.steps - 1) / devices)
+    return tokens, Range(fewest, math.ceil(estimate.steps / devices))
+
+
+def _budget(trainer: Trainer, splits: Splits | None, archive: int, devices: int) -> tuple[Range | None, Range | None]:
     """Bound tokens and steps by the size of the data (2 to 6 bytes make a token) and by the trainer's own limits."""
     options: Any = trainer
     if not all(hasattr(options, name) for name in ("batch_size", "max_seq_length", "epochs", "max_steps", "max_tokens")):
         return None, None
     text = splits.train.stat().st_size if splits and splits.train.is_file() else archive
     low, high = int(text / 6 * options.epochs) if splits else 0, int(text / 2 * options.epochs)
-    row = options.batch_size * options.max_seq_length
+    batch = options.batch_size * devices
+    row = batch * options.max_seq_length
     if options.max_tokens:
         low, high = min(low, options.max_tokens), min(high, options.max_tokens + row)
     examples = math.ceil(splits.counts.get("train", 0) * options.epochs) if splits else high // 16
-    rows = math.ceil(1.2 * high / row) if getattr(options, "packing", False) else math.ceil(examples / options.batch_size)
+    rows = math.ceil(1.2 * high / row) if getattr(options, "packing", False) else math.ceil(examples / batch)
     steps = Range(low // row, max(1, rows))
     if options.max_steps:
         steps = Range(min(steps.low, options.max_steps), min(steps.high, options.max_steps))

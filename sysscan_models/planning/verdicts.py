@@ -1,19 +1,22 @@
 """The verdicts on a price: each line says what is needed, what is here, and what to change.
 
 Only what is certain refuses: what must be held in memory, the disk, a model, dataset or device that is missing. The rest warns.
+For another machine than this one, only memory refuses.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from sysscan_models import machine
+from sysscan_models.planning import slices
 from sysscan_models.planning.disk import Disk
 from sysscan_models.planning.figures import between, duration, size
-from sysscan_models.planning.memory import RUNTIME, LoraOptions, TrainingMemory, lora_memory, memory_of
+from sysscan_models.planning.memory import RUNTIME, LoraOptions, TrainingMemory, experts_stay, lora_memory, memory_of
 from sysscan_models.planning.pricing import Here, RolePrice, archive_bytes
+from sysscan_models.planning.slices import USABLE
 
 if TYPE_CHECKING:
     from sysscan_models.interfaces import Trainer
@@ -21,9 +24,6 @@ if TYPE_CHECKING:
     from sysscan_models.planning.shapes import Shape
 
 Verdict = Literal["ok", "warn", "refuse"]
-
-USABLE = 0.95
-"""Share of a memory or disk that can be filled; the rest goes to fragments, contexts and other programs."""
 
 
 @dataclass(frozen=True)
@@ -40,17 +40,22 @@ class Line:
 
 def judge(pipeline: Pipeline, roles: Mapping[str, RolePrice], disk: Disk, here: Here, *, prepared: bool) -> Iterator[Line]:
     """Yield the verdicts: on the data, on each role, on the disk."""
-    yield _data_line(pipeline, prepared=prepared)
+    yield _for(here, _data_line(pipeline, prepared=prepared))
     for name, role in roles.items():
-        yield _base_line(pipeline, name, role)
+        yield _for(here, _base_line(pipeline, name, role))
         if "train" in role.done:
             yield Line(name, "training", "-", "up to date", "ok")
             continue
         yield _training_line(name, role, prepared=prepared)
         yield _memory_line(pipeline, name, role, here)
-        if here.kind != "cpu" and role.base.parameters:
+        if here.kind != "cpu" and role.base.parameters and not here.elsewhere:
             yield _host_line(name, role, here)
-    yield _disk_line(roles, disk)
+    yield _disk_line(roles, disk, here)
+
+
+def _for(here: Here, line: Line) -> Line:
+    """Return the line as it is, or, for a machine that is only planned for, milder: what is missing here may be there."""
+    return replace(line, verdict="warn") if here.elsewhere and line.verdict == "refuse" else line
 
 
 def _data_line(pipeline: Pipeline, *, prepared: bool) -> Line:
@@ -98,15 +103,29 @@ def _memory_line(pipeline: Pipeline, name: str, role: RolePrice, here: Here) -> 
         why = "the base model is not here" if not role.base.parameters else f"trainer {trainer.name!r} gives no estimate"
         return Line(name, what, "not known", found, "warn", f"No price: {why}")
     total, free = here.capacity
-    needs = f"{size(role.persistent)} held, peak {size(role.peak.low)} to {size(role.peak.high)}"
-    if here.kind == "tpu" and here.devices == 1:  # how many devices would share it is not known
+    needs = (
+        f"{size(role.persistent)} held, peak {size(role.peak.low)} to {size(role.peak.high)}{_division(trainer, role, here)}"
+    )
+    if here.kind == "tpu" and not total:  # how many devices would share it is not known
         needs = f"{size(role.persistent)} held, divided among the devices"
     if not total:
         absent = here.kind != "cpu" and here.accelerator is None
         return Line(name, what, needs, found, "refuse" if absent else "warn", _elsewhere(trainer, role, here))
-    if role.peak.high <= free:
+    if role.peak.high <= free * (USABLE if here.elsewhere else 1):
         return Line(name, what, needs, found, "ok")
     return Line(name, what, needs, found, "refuse" if role.persistent > free else "warn", _remedy(trainer, role, here))
+
+
+def _division(trainer: Trainer, role: RolePrice, here: Here) -> str:
+    """Say how several devices share what is held."""
+    if here.devices == 1:
+        return ""
+    shared = f" on each of {here.devices} devices, which divide all weights and state"
+    shape = role.base.shape
+    if shape is None or not shape.experts:
+        return shared
+    stay = experts_stay(shape, trainer, devices=here.devices, xla=here.xla)
+    return f"{shared}; {'each computes its own experts' if stay else 'experts are gathered to compute'}"
 
 
 def _capacity_text(here: Here) -> str:
@@ -117,83 +136,78 @@ def _capacity_text(here: Here) -> str:
     if here.accelerator is None:
         return f"no {'TPU' if here.kind == 'tpu' else 'CUDA device'} was found"
     each = f"{here.devices} x " if here.devices > 1 else ""
-    known = f"{each}{size(free)} free of {size(total)}" if total else "its memory is not known"
+    hosts = f" in {here.hosts} machines, the program runs on each" if here.hosts > 1 else ""
+    memory = size(total) if here.elsewhere else f"{size(free)} free of {size(total)}"
+    known = f"{each}{memory}{hosts}" if total else "its memory is not known"
     return f"{here.accelerator.name}: {known}"
 
 
 def _remedy(trainer: Trainer, role: RolePrice, here: Here) -> str:
     """Say what would make it fit here, the mildest change first; else where it would fit."""
     total, free = here.capacity
-    if role.peak and role.peak.high <= total * USABLE:
+    usable = int(free * USABLE) if here.elsewhere else free
+    if role.peak and role.peak.high <= total * USABLE and free < total:
         return f"Fits when other programs free what they hold ({size(total - free)})"
     if role.base.shape is None:
         return "Take a smaller base model"
-    for change, memory in _changes(trainer, role.base.shape, here.devices):
-        if memory.peak_high <= free:
-            return f"Would fit: {change} (at most {size(memory.peak_high)})"
+    if together := _together(trainer, role.base.shape, here):
+        return together
+    for change, memory in _changes(trainer, role.base.shape, here):
+        if memory.peak_high <= usable:
+            larger = f". {_elsewhere(trainer, role, here)}" if here.kind != "cpu" else ""
+            return f"Would fit: {change} (at most {size(memory.peak_high)}){larger}"
     return f"No option makes it fit; take a smaller base model or another machine. {_elsewhere(trainer, role, here)}"
 
 
-def _changes(trainer: Trainer, shape: Shape, devices: int) -> Iterator[tuple[str, TrainingMemory]]:
+def _together(trainer: Trainer, shape: Shape, here: Here) -> str:
+    """Say that all cards of this machine together would hold it, if they would and one of them is used."""
+    count, smallest = len(here.accelerators), min((card.free or card.total for card in here.accelerators), default=0)
+    if here.kind != "cuda" or here.devices > 1 or count < 2:
+        return ""
+    memory = memory_of(trainer, shape, devices=count)
+    if memory is None or memory.peak_high > smallest:
+        return ""
+    command = f"torchrun --nproc-per-node {count} -m sysscan_models train ROLE"
+    return f"Would fit on the {count} cards together: `{command}` (at most {size(memory.peak_high)} on each)"
+
+
+def _changes(trainer: Trainer, shape: Shape, here: Here) -> Iterator[tuple[str, TrainingMemory]]:
     """Yield changes of a trainer's options that save memory, the mildest first, with what is needed then."""
+    for change, memory in slices.changes(trainer, shape, devices=here.devices, xla=here.xla):
+        yield ", ".join(f"{key} = {_toml(value)}" for key, value in change.items()), memory
     options: Any = trainer
-    if memory_of(trainer, shape) is None:
-        return
-    small: dict[str, Any] = {"micro_batch_size": 1, "gradient_checkpointing": True}
-    steps: list[dict[str, Any]] = [{key: value} for key, value in small.items()]
-    steps += [small, *({**small, "max_seq_length": length} for length in (2048, 1024, 512) if length < options.max_seq_length)]
-    if trainer.checkpoint_kind == "full":
-        steps += [{"optimizer": "adafactor"}, {**small, "optimizer": "adafactor"}]
-    for step in steps:
-        change = {key: value for key, value in step.items() if getattr(options, key) != value}
-        memory = memory_of(trainer.model_copy(update=change), shape, devices=devices) if change else None
-        if memory:
-            yield ", ".join(f"{key} = {_toml(value)}" for key, value in change.items()), memory
-    if trainer.checkpoint_kind == "full":
+    if trainer.checkpoint_kind == "full" and memory_of(trainer, shape) is not None:
         lora = LoraOptions(1, options.max_seq_length, options.compute_dtype, gradient_checkpointing=True)
-        yield (
-            'trainer "lora" with micro_batch_size = 1, gradient_checkpointing = true',
-            lora_memory(shape, lora, devices=devices),
-        )
+        words = 'trainer "lora" with micro_batch_size = 1, gradient_checkpointing = true'
+        yield words, lora_memory(shape, lora, devices=here.devices, xla=here.xla)
 
 
 def _elsewhere(trainer: Trainer, role: RolePrice, here: Here) -> str:
-    """Name the well-known accelerators that hold it as it is configured; if none does, with which change one does."""
+    """Name the smallest well-known accelerators that hold it as it is configured; if none does, with which change one does."""
     if role.base.shape is None or here.kind == "cpu":
         return f"It needs {size(role.peak.high)} at most" if role.peak else ""
-    priced = {count: memory_of(trainer, role.base.shape, devices=count) for count in _device_counts(here)}
-    known = {count: memory for count, memory in priced.items() if memory}
-    fits = _holders(here, {count: memory.peak_high for count, memory in known.items()})
-    if perhaps := [
-        name for name in _holders(here, {count: memory.peak_low for count, memory in known.items()}) if name not in fits
-    ]:
-        return f"As configured it fits {', '.join(fits) or 'no known one surely'}; perhaps {', '.join(perhaps)}"
-    if fits:
-        return f"As configured it fits {', '.join(fits)}"
-    changes: dict[str, dict[int, int]] = {}
-    for count in known:
-        for change, memory in _changes(trainer, role.base.shape, count):
-            changes.setdefault(change, {})[count] = memory.peak_high
-    for change, peaks in changes.items():
-        if fits := _holders(here, peaks):
-            return f"No known {here.kind.upper()} device holds it as configured; with {change} it fits {', '.join(fits)}"
-    return f"No known {here.kind.upper()} device holds it; take a smaller base model"
-
-
-def _device_counts(here: Here) -> list[int]:
-    return sorted({count for count, _ in machine.TPUS.values()}) if here.kind == "tpu" else [1]
-
-
-def _holders(here: Here, peaks: Mapping[int, int]) -> list[str]:
-    """Return the names of known accelerators whose memory holds the peak of a device; peaks are by number of devices."""
-    known = machine.TPUS if here.kind == "tpu" else {name: (1, memory) for name, memory in machine.CARDS.items()}
-    return [name for name, (count, memory) in known.items() if count in peaks and peaks[count] <= memory * USABLE]
+    found = slices.fits(trainer, role.base.shape, here.kind)
+    fitting, perhaps = slices.smallest(found, "fits"), slices.smallest(found, "perhaps")
+    told = f"As configured it fits {', '.join(fitting) or 'no known one surely'}" if fitting or perhaps else ""
+    told += f"; perhaps {', '.join(perhaps)}" if perhaps else ""
+    if any(not slices.is_set(name) for name in (*fitting, *perhaps)):
+        return told
+    for change in slices.choices(trainer):
+        changed = slices.smallest(slices.fits(trainer.model_copy(update=change), role.base.shape, here.kind), "fits")
+        if single := [name for name in changed if not slices.is_set(name)]:
+            words = ", ".join(f"{key} = {_toml(value)}" for key, value in change.items())
+            told = told or f"No known {here.kind.upper()} device holds it as configured"
+            return f"{told}; with {words} it fits {', '.join(single)}"
+    return told or f"No known {here.kind.upper()} device holds it; take a smaller base model"
 
 
 def _host_line(name: str, role: RolePrice, here: Here) -> Line:
-    """Judge the RAM beside an accelerator: the model is loaded there first."""
-    weights = role.parts.weights * here.devices if role.parts else role.base.size
+    """Judge the RAM beside an accelerator: the model is loaded there first, or passes through it when it is divided."""
+    weights = role.parts.weights if role.parts else role.base.size
     needs = f"{size(weights)} to load the model"
+    if (here.devices > 1 or here.xla) and role.base.shape:
+        weights = 8 * max(math.prod(tensor.shape) for tensor in role.base.shape.tensors())  # as it is, and in fp32
+        needs = f"{size(weights)} to read the model tensor by tensor"
     found = f"{size(here.memory.available)} free of {size(here.memory.total)}"
     if not here.memory.total or weights + RUNTIME <= here.memory.available:
         return Line(name, "memory (RAM)", needs, found, "ok")
@@ -202,9 +216,11 @@ def _host_line(name: str, role: RolePrice, here: Here) -> Line:
     )
 
 
-def _disk_line(roles: Mapping[str, RolePrice], disk: Disk) -> Line:
+def _disk_line(roles: Mapping[str, RolePrice], disk: Disk, here: Here) -> Line:
     known = "" if disk.complete else "; models whose size is not known are left out"
     needs = f"{size(disk.peak)} more at most, {size(disk.final)} in the end{known}"
+    if here.elsewhere:
+        return Line("disk", "models", needs, f"what is free there is not known from here; {_largest(roles)}", "ok")
     found = f"{size(disk.free)} free, {size(disk.present)} present in {disk.folder}"
     if disk.peak > disk.free * USABLE:
         return Line("disk", "models", needs, found, "refuse" if disk.peak > disk.free else "warn", _disk_advice(roles))
@@ -212,9 +228,12 @@ def _disk_line(roles: Mapping[str, RolePrice], disk: Disk) -> Line:
 
 
 def _disk_advice(roles: Mapping[str, RolePrice]) -> str:
+    return f"Set models_dir to a larger file system, or keep_checkpoints = 1 ({_largest(roles)})"
+
+
+def _largest(roles: Mapping[str, RolePrice]) -> str:
     parts = [(bytes_, f"{name} {what} {size(bytes_)}") for name, role in roles.items() for what, bytes_ in role.disk.items()]
-    largest = ", ".join(text for _, text in sorted(parts, reverse=True)[:3])
-    return f"Set models_dir to a larger file system, or keep_checkpoints = 1 (largest parts: {largest})"
+    return "largest parts: " + ", ".join(text for _, text in sorted(parts, reverse=True)[:3])
 
 
 def _toml(value: object) -> str:

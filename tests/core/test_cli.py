@@ -65,7 +65,8 @@ def test_config_show_schema_and_recipes(tmp_path: Path) -> None:
     assert "max_grad_norm" in shown
     schema = json.loads(sysscan("config", "schema").stdout)
     assert "roles" in schema["properties"]
-    assert {line.split()[0] for line in sysscan("config", "recipes").stdout.splitlines()} == {"demo", "demo-full", "gpu", "tpu"}
+    recipes = {line.split()[0] for line in sysscan("config", "recipes").stdout.splitlines()}
+    assert recipes == {"demo", "demo-full", "gpu", "gpu-fsdp", "tpu", "tpu-v5e-1", "tpu-v5e-8", "tpu-v5e-16"}
 
 
 @pytest.mark.parametrize(
@@ -155,10 +156,10 @@ def test_prepare_of_a_plain_archive_may_leave_a_role_empty(tmp_path: Path) -> No
     assert (tmp_path / "out" / "generalist" / "train.jsonl").read_text() == ""
 
 
-def test_a_tpu_is_refused_before_anything_is_done(tmp_path: Path) -> None:
+def test_a_tpu_without_torch_xla_is_refused_before_anything_is_done(tmp_path: Path) -> None:
     done = sysscan("run", "--force", "--recipe", "demo", "--set", "device=tpu", cwd=tmp_path)
     assert done.returncode == 2
-    assert "cannot train on a TPU yet" in done.stderr
+    assert "needs torch_xla, which is not installed" in done.stderr
     assert not (tmp_path / "models").exists()
 
 
@@ -177,7 +178,7 @@ def test_sigterm_stops_as_cleanly_as_ctrl_c(inherited: signal.Handlers) -> None:
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in errors
-    assert "sysscan-models run" in errors
+    assert errors.strip() == "stopped; what `sysscan-models run` has finished is kept, and it goes on from there"
 
 
 # verbs of other packages
@@ -213,3 +214,20 @@ def test_a_verb_that_cannot_be_imported_says_why_and_harms_no_other(install: str
     assert f"'{verb}'" in done.stderr
     assert "Traceback" not in done.stderr
     assert f"  {verb}" in sysscan("--help", PYTHONPATH=install).stdout
+
+
+def test_a_plan_for_another_machine(tmp_path: Path) -> None:
+    planned = sysscan("plan", "--recipe", "tpu", "--on", "v6e-8", cwd=tmp_path)
+    assert planned.returncode == 0, planned.stderr
+    refused = sysscan("plan", "--recipe", "tpu", "--on", "v2-8", cwd=tmp_path)
+    assert refused.returncode == 2
+    unknown = sysscan("plan", "--recipe", "tpu", "--on", "v9-8", cwd=tmp_path)
+    assert unknown.returncode == 2
+    assert "v9-8" in unknown.stderr
+
+
+def test_of_several_processes_the_first_one_speaks(tmp_path: Path) -> None:
+    other = sysscan("config", "recipes", RANK="1", WORLD_SIZE="2")
+    assert (other.returncode, other.stdout) == (0, "")
+    failed = sysscan("train", "nobody", "--recipe", "demo", cwd=tmp_path, RANK="1", WORLD_SIZE="2")
+    assert "error in process 1:" in failed.stderr

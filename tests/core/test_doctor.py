@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from sysscan_models import doctor
+from sysscan_models import doctor, machine
 from sysscan_models.config import RunConfig, load_config
 from sysscan_models.doctor import Check, hardware, hub, installation
 
@@ -247,21 +247,81 @@ def distribution(folder: Path, name: str, version: str) -> None:
 
 def test_a_tpu_needs_torch_xla_of_torchs_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = config_of("org/model", device="tpu")
-    assert hardware.tpu(None).verdict == "ok"
-    assert "Change runtime type > TPU" in hardware.tpu(wanted).advice
     monkeypatch.setenv("TPU_ACCELERATOR_TYPE", "v5litepod-8")
-    assert hardware.tpu(None).found == "TPU v5e-8; torch_xla is not installed"
+    monkeypatch.setattr(machine, "version", {"torch": "2.9.0"}.get)
+    assert hardware.tpu(None).found == "TPU v5e-8 (8 devices of 17.2 GB); torch_xla is not installed"
     assert (hardware.tpu(None).verdict, hardware.tpu(wanted).verdict) == ("warn", "fail")
+    monkeypatch.undo()
+    monkeypatch.setenv("TPU_ACCELERATOR_TYPE", "v5litepod-8")
     monkeypatch.syspath_prepend(tmp_path)
-    for torch, xla, verdict in (("2.9.1+cpu", "2.8.0", "fail"), ("2.9.1+cpu", "2.9.0", "ok")):
-        for old in tmp_path.glob("*.dist-info"):
-            (old / "METADATA").unlink()
-            old.rmdir()
-        distribution(tmp_path, "torch", torch)
-        distribution(tmp_path, "torch_xla", xla)
-        assert hardware.tpu(wanted).verdict == verdict, hardware.tpu(wanted)
+    fine = {"torch": "2.9.1+cpu", "torch_xla": "2.9.0", "libtpu": "0.0.21"}
+    for changes, says in (
+        ({"torch_xla": "2.8.0"}, "torch_xla 2.8.0 does not belong to torch 2.9.1+cpu"),
+        ({"libtpu": ""}, "but not libtpu, which drives the chips"),
+        ({"torch_tpu": "0.2.0"}, "torch_tpu is installed too"),
+    ):
+        install(tmp_path, {**fine, **changes})
+        found = hardware.tpu(wanted)
+        assert (found.verdict, says in found.found) == ("fail", True), found
+        assert "pip install 'sysscan-models[tpu]'" in found.advice
+    install(tmp_path, fine)
+    assert hardware.tpu(wanted) == Check("tpu", "ok", "TPU v5e-8 (8 devices of 17.2 GB); torch_xla 2.9.0, torch 2.9.1+cpu")
     monkeypatch.setenv("PJRT_DEVICE", "CPU")
     assert hardware.tpu(wanted).advice == "export PJRT_DEVICE=TPU"
+    monkeypatch.delenv("PJRT_DEVICE")
+    monkeypatch.setenv("TPU_ACCELERATOR_TYPE", "v5litepod-16")
+    several = hardware.tpu(wanted)
+    assert (several.verdict, several.found.endswith("the slice has 4 machines")) == ("ok", True)
+    assert "--worker=all" in several.advice
+
+
+def install(folder: Path, versions: dict[str, str]) -> None:
+    """Make distributions of these versions seem to be installed, and no others of those in the folder."""
+    for old in folder.glob("*.dist-info"):
+        (old / "METADATA").unlink()
+        old.rmdir()
+    for name, version in versions.items():
+        if version:
+            distribution(folder, name, version)
+
+
+def test_where_a_tpu_is_missing_the_way_to_one_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = config_of("org/model", device="tpu")
+    assert hardware.tpu(None) == Check("tpu", "ok", "none was found, and none is asked for")
+    missing = hardware.tpu(wanted)
+    assert (missing.verdict, missing.found.startswith("no TPU was found")) == ("fail", True)
+    assert "Use a Cloud TPU VM, or Colab" in missing.advice
+    assert "sysscan-models plan --on v5e-8" in missing.advice
+    monkeypatch.setenv("COLAB_RELEASE_TAG", "release")
+    assert hardware.tpu(wanted).advice.startswith(
+        "Runtime > Change runtime type > TPU; some types need a paid plan (Colab Pro+)"
+    )
+    monkeypatch.setenv("PJRT_DEVICE", "CPU")
+    monkeypatch.setenv("CPU_NUM_DEVICES", "4")
+    virtual = hardware.tpu(wanted)
+    assert (virtual.verdict, "4 virtual devices on the processor" in virtual.found) == ("warn", True)
+
+
+def test_what_keeps_a_program_from_a_tpu_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = config_of("org/model", device="tpu")
+    install(tmp_path, {"torch": "2.9.0", "torch_xla": "2.9.0", "libtpu": "0.0.21"})
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(machine, "tpu_chips", lambda: 2)
+    monkeypatch.setattr(machine, "tpu_nodes", lambda *root: [])
+    monkeypatch.setattr(machine, "tpu_type", lambda: "unknown")
+    hidden = hardware.tpu(wanted)
+    assert hidden.found == "a TPU of unknown type, 2 chips in this machine; but neither /dev/accel* nor /dev/vfio/* is here"
+    assert "--privileged" in hidden.advice
+    closed = tmp_path / "not-there" / "accel0"
+    monkeypatch.setattr(machine, "tpu_nodes", lambda *root: [closed])
+    assert f"but {closed} cannot be opened by this user" in hardware.tpu(wanted).found
+    closed.parent.mkdir()
+    closed.touch()
+    assert hardware.tpu(wanted).verdict == "ok"
+    monkeypatch.setattr(machine, "tpu_users", lambda: {41: "python"})
+    busy = hardware.tpu(wanted)
+    assert (busy.verdict, busy.found.endswith("but it is in use by python (41)")) == ("fail", True)
+    assert "restart its notebook's kernel" in busy.advice
 
 
 def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -246,7 +246,7 @@ def test_recipes_are_priced_without_their_models_and_without_a_socket(recipe: st
     assert generalist["base"]["size"] == pytest.approx(93.4 * GB, rel=0.01)
     assert generalist["parts"]["trained"] == 13_631_488
     assert 200 * GB < price["disk"]["final"] < price["disk"]["peak"] < 500 * GB
-    where = "v6e-8" if recipe == "tpu" else "H200 141 GB"
+    where = "v6e-4" if recipe == "tpu" else "H200 141 GB"
     assert any(where in line["advice"] for line in price["lines"] if "memory" in line["what"] and line["verdict"] == "refuse")
     assert "nothing was started" in done.stderr
 
@@ -476,7 +476,9 @@ def verdict_on(
 
 def test_only_what_must_be_held_refuses_a_card(tmp_path: Path) -> None:
     options = 'name = "full_finetune"\noptimizer = "adafactor"\ngradient_checkpointing = true'
-    h200, a100, l40s = (machine.Accelerator(name, machine.CARDS[name]) for name in ("H200 141 GB", "A100 80 GB", "L40S 48 GB"))
+    h200, a100, l40s = (
+        machine.Accelerator(name, machine.CARDS[name].memory) for name in ("H200 141 GB", "A100 80 GB", "L40S 48 GB")
+    )
     assert verdict_on(h200, options, tmp_path).verdict == "ok"
     tight = verdict_on(a100, options, tmp_path)
     assert tight.verdict == "warn"
@@ -486,7 +488,7 @@ def test_only_what_must_be_held_refuses_a_card(tmp_path: Path) -> None:
     busy = verdict_on(replace(h200, free=60 * GB), options, tmp_path)
     assert (busy.verdict, "Fits when other programs free what they hold" in busy.advice) == ("refuse", True)
     plain = verdict_on(h200, 'name = "full_finetune"', tmp_path)
-    assert (plain.verdict, 'optimizer = "adafactor"' in plain.advice) == ("warn", True)
+    assert (plain.verdict, "Would fit: " in plain.advice) == ("warn", True)
 
 
 def test_without_an_accelerator_the_known_ones_that_hold_it_are_named(tmp_path: Path) -> None:
@@ -496,7 +498,8 @@ def test_without_an_accelerator_the_known_ones_that_hold_it_are_named(tmp_path: 
     assert "RTX 4090 24 GB" in small.advice
     assert "T4 16 GB" not in small.advice
     large = verdict_on(None, 'name = "full_finetune"\nmicro_batch_size = 4', tmp_path)
-    assert "No known CUDA device holds it as configured; with" in large.advice
+    assert large.advice.startswith("As configured it fits 4x B200 180 GB; perhaps 8x H200 141 GB, 2x B200 180 GB; with ")
+    assert large.advice.endswith("gradient_checkpointing = true it fits B200 180 GB")
     tpu = verdict_on(None, 'name = "lora"\ngradient_checkpointing = true', tmp_path, kind="tpu")
     assert (tpu.verdict, tpu.here) == ("refuse", "no TPU was found")
     assert "divided among the devices" in tpu.needs

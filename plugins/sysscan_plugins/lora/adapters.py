@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import orjson
 import torch
 from safetensors.torch import save_file
 
-from sysscan_models.artifacts import BaseCheckpoint, Checkpoint, file_records, made_now
+from sysscan_models.artifacts import BaseCheckpoint, Checkpoint, made_now
 from sysscan_models.errors import SysscanError
 from sysscan_models.interfaces import TrainJob
 from sysscan_models.progress import say
@@ -30,12 +31,12 @@ from sysscan_plugins.training.base_model import (
     carry_over,
     load_model,
     load_tokenizer,
-    open_out_dir,
-    publish_files,
     write_generation_config,
 )
-from sysscan_plugins.training.devices import open_device
-from sysscan_plugins.training.loop import CHECKPOINTS, ENCODED, train_model
+from sysscan_plugins.training.devices import Device, open_device
+from sysscan_plugins.training.loop import train_model
+from sysscan_plugins.training.results import open_out_dir, publish_files, record_result
+from sysscan_plugins.training.weights import initial_adapters, skeleton, stored_parameters
 
 _SAVING = ".saving"
 
@@ -48,39 +49,37 @@ def train(job: TrainJob, options: Lora) -> Checkpoint:
     started = time.monotonic()
     open_out_dir(job)
     expected = by_group(check_targets(job.base.root, options).items())
-    device = open_device(job.device)
-    tokenizer = load_tokenizer(job.base.root, trains_embeddings=False)
-    model = load_adapted(job.base.root, options, job.seed)
-    groups = trained_parameters(model)
-    if groups != expected:
-        raise SysscanError(
-            f"adapters were put on {_listed(groups)}; expected {_listed(expected)}. Report this with your peft version"
-        )
-    say(f"train {job.role.name}: trained parameters: {_listed(groups)}; all others are frozen")
-    with expert_load(model) as load:
-        result = train_model(model, tokenizer.tokenizer, job, options, device, template=tokenizer.template)
-    names = save_adapter(model, job, tokenizer, options)
-    made = made_now(seconds=time.monotonic() - started, device=device.name, packages=("torch", "transformers", "peft"))
-    checkpoint = Checkpoint(
-        role=job.role.name,
-        inputs={"base": job.base.digest, "splits": job.splits.digest},
-        options=options.keyed(),
-        seed=job.seed,
-        files=file_records(job.out_dir, names),
-        made={**made, "trained_parameters": groups, **_told(load)},
-        kind="adapter",
-        **vars(result),
-    ).save(job.out_dir)
-    for scratch in (CHECKPOINTS, ENCODED):
-        shutil.rmtree(job.out_dir / scratch, ignore_errors=True)
-    return checkpoint
+    with open_device(job.device) as device:
+        tokenizer = load_tokenizer(job.base.root, trains_embeddings=False)
+        model = load_adapted(job.base.root, options, job.seed, streams=device.streams)
+        groups = trained_parameters(model)
+        if groups != expected:
+            raise SysscanError(
+                f"adapters were put on {_listed(groups)}; expected {_listed(expected)}. Report this with your peft version"
+            )
+        say(f"train {job.role.name}: trained parameters: {_listed(groups)}; all others are frozen")
+        weights = None
+        if device.streams:
+            weights = chain(stored_parameters(job.base.root, model), initial_adapters(model, job.seed))
+        with expert_load(model) as load:
+            result = train_model(model, tokenizer.tokenizer, job, options, device, template=tokenizer.template, weights=weights)
+        names = save_adapter(model, job, tokenizer, options, device)
+        made = made_now(seconds=time.monotonic() - started, device=device.name, packages=("torch", "transformers", "peft"))
+        told = _told({name: device.added_up(times) for name, times in load.items()})
+        if device.process == 0:
+            record_result(result, names, job, options, {**made, "trained_parameters": groups, **told})
+        device.wait()
+    return Checkpoint.load(job.out_dir)
 
 
-def load_adapted(base_dir: Path, options: Lora, seed: int) -> Any:
-    """Return the base with fresh adapters around it, a PEFT model on the CPU in the compute dtype; only the adapters train."""
+def load_adapted(base_dir: Path, options: Lora, seed: int, *, streams: bool = False) -> Any:
+    """Return the base with fresh adapters around it, a PEFT model on the CPU in the compute dtype; only the adapters train.
+
+    With `streams` no parameter has values yet.
+    """
     from peft import LoraConfig, get_peft_model
 
-    model = load_model(base_dir, options)
+    model = skeleton(base_dir, options) if streams else load_model(base_dir, options)
     if hasattr(model.config, "output_router_logits"):
         model.config.output_router_logits = False  # no auxiliary loss: it would pull at a router that cannot move
     config = LoraConfig(
@@ -92,11 +91,16 @@ def load_adapted(base_dir: Path, options: Lora, seed: int) -> Any:
         target_modules=list(options.targets),
         target_parameters=list(EXPERT_PARAMETERS) if options.experts else None,
     )
-    torch.manual_seed(seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers for an attribute by its old name
         # The loop keeps fp32 masters; fp32 adapters on a bf16 base would only make every step slower.
-        return get_peft_model(model, config, autocast_adapter_dtype=False)
+        adapted = get_peft_model(model, config, autocast_adapter_dtype=False)
+    if not streams:
+        adapters = dict(adapted.named_parameters())
+        with torch.no_grad():
+            for name, values in initial_adapters(adapted, seed):
+                adapters[name].copy_(values)
+    return adapted
 
 
 def trained_parameters(model: Any) -> dict[str, int]:
@@ -106,40 +110,42 @@ def trained_parameters(model: Any) -> dict[str, int]:
 
 @contextmanager
 def expert_load(model: Any) -> Iterator[dict[str, torch.Tensor]]:
-    """Give a dict that fills with how often training chose each expert, [E] by router; a dense model leaves it empty.
+    """Give a dict that at the end fills with how often training chose each expert, [E] by router; empty for a dense model.
 
-    A frozen router that sends everything to few experts is the user's to know about. Counting stays on the device.
+    A frozen router that sends everything to few experts is the user's to know about. The counts are buffers of the routers,
+    so that they go where the model goes and no step is unlike another. Where rows are padded (TPU), padding counts.
     """
-    chosen: dict[str, torch.Tensor] = {}
+    routers = {name: module for name, module in model.named_modules() if type(module).__name__ == "MixtralTopKRouter"}
+    load: dict[str, torch.Tensor] = {}
 
-    def count(name: str, module: Any, output: Any) -> None:
+    def count(module: Any, _: Any, output: Any) -> None:
         if module.training:
             experts = torch.arange(module.num_experts, device=output[2].device)
-            times = (output[2].reshape(-1, 1) == experts).sum(0)
-            chosen[name] = chosen[name] + times if name in chosen else times
+            module.chosen += (output[2].reshape(-1, 1) == experts).sum(0)
 
-    handles = [
-        module.register_forward_hook(lambda module, _, output, name=name: count(name, module, output))
-        for name, module in model.named_modules()
-        if type(module).__name__ == "MixtralTopKRouter"
-    ]
+    for module in routers.values():
+        module.register_buffer("chosen", torch.zeros(module.num_experts, dtype=torch.int64), persistent=False)
+    handles = [module.register_forward_hook(count) for module in routers.values()]
     try:
-        yield chosen
+        yield load
     finally:
         for handle in handles:
             handle.remove()
+        load.update((name, module._buffers.pop("chosen")) for name, module in routers.items())
 
 
-def save_adapter(model: Any, job: TrainJob, tokenizer: BaseTokenizer, options: Lora) -> list[str]:
+def save_adapter(model: Any, job: TrainJob, tokenizer: BaseTokenizer, options: Lora, device: Device) -> list[str]:
     """Write adapters and configuration in peft's layout, with the base's tokenizer and settings; return the names."""
     from peft import get_peft_model_state_dict
 
+    adapters = get_peft_model_state_dict(model, save_embedding_layers=False)
+    gathered = {name: device.gathered(tensor).contiguous() for name, tensor in adapters.items()}
+    if device.process != 0:
+        return []
     temporary = job.out_dir / _SAVING
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
-    tensors = get_peft_model_state_dict(model, save_embedding_layers=False)
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(contiguous, temporary / WEIGHTS_FILE, metadata={"format": "pt"})
+    save_file(gathered, temporary / WEIGHTS_FILE, metadata={"format": "pt"})
     config = orjson.dumps(
         _plain(model.peft_config["default"].to_dict(), job.base), option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS
     )

@@ -34,9 +34,9 @@ from sysscan_models.artifacts import (
     publish,
 )
 from sysscan_models.errors import IntegrityError, SysscanError, UserError
-from sysscan_plugins.lora.base_folder import INDEX, BaseFolder
 from sysscan_plugins.lora.pairs import CONFIG_FILE, WEIGHTS_FILE, Update, Updates, match, read_adapter
-from sysscan_plugins.lora.tensor_file import StoredTensor, TensorFile, pieces
+from sysscan_plugins.training.base_folder import INDEX, BaseFolder
+from sysscan_plugins.training.tensor_file import StoredTensor, TensorFile, pieces
 
 BLOCK = 1 << 21
 """Weights that are merged at a time: 8 MB of float32."""

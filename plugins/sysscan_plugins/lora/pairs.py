@@ -22,8 +22,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from sysscan_models.errors import IntegrityError, UserError
-from sysscan_plugins.lora.base_folder import in_memory
-from sysscan_plugins.lora.tensor_file import StoredTensor
+from sysscan_plugins.training.base_folder import in_memory
+from sysscan_plugins.training.tensor_file import StoredTensor
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sysscan_models.errors import UserError
 from sysscan_plugins.lora import EXPERT_PARAMETERS, Lora
-from sysscan_plugins.lora.base_folder import BaseFolder
+from sysscan_plugins.training.base_folder import BaseFolder
 from sysscan_plugins.training.base_model import check_base, parameter_shapes
 
 Shapes = Mapping[str, tuple[int, ...]]

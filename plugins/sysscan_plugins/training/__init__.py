@@ -38,6 +38,8 @@ class TrainingOptions(Trainer):
     """Tokens that the loss is computed on: assistant turns with their end token, or every token."""
     optimizer: Literal["adamw", "adafactor"] = "adamw"
     """AdamW keeps two fp32 moments per weight (8 bytes), Adafactor one row and one column per matrix."""
+    optimizer_state: Literal["float32", "bfloat16"] = "float32"
+    """Type of AdamW's moments: bfloat16 takes half the memory, rounded by chance, so that small changes are not lost."""
     beta1: float = Field(0.9, ge=0, lt=1)
     """AdamW: decay of the first moment per step."""
     beta2: float = Field(0.999, ge=0, lt=1)
@@ -54,6 +56,13 @@ class TrainingOptions(Trainer):
     """Type of weights and activations in the model; trained weights have an fp32 master copy either way."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: about a third more work, much less memory."""
+    tensor_parallel: int = Field(1, ge=1)
+    """TPU: devices that compute each matrix together; the rows of a step are divided among the other axis."""
+    attention: Literal["blockwise", "flash"] = "blockwise"
+    """TPU: blocks of queries in plain operations, or the Pallas kernel, which only a real TPU has."""
+    expert_capacity: float = Field(0.0, ge=0, allow_inf_nan=False)
+    """TPU, mixtures: places of an expert, as a multiple of an even share; what does not fit is dropped and counted. 0 = exact:
+    every expert computes every token."""
     validation_batches: int = Field(8, ge=0)
     """Batches (of `batch_size` rows) of the validation split that a validation reads; 0 = all of it."""
     validate_every: int = Field(100, ge=0, json_schema_extra=_CADENCE)
@@ -68,10 +77,12 @@ class TrainingOptions(Trainer):
     """Optimizer steps between reads of the device (loss, progress, the check for non-finite updates)."""
 
     @model_validator(mode="after")
-    def _micro_batch_fits(self) -> TrainingOptions:
+    def _options_fit(self) -> TrainingOptions:
         if self.micro_batch_size > self.batch_size:
             raise ValueError(
                 f"micro_batch_size {self.micro_batch_size} is larger than batch_size {self.batch_size}; "
                 f"set it to {self.batch_size} or less"
             )
+        if self.optimizer_state == "bfloat16" and self.optimizer != "adamw":
+            raise ValueError(f'optimizer_state = "bfloat16" is for AdamW\'s moments, and optimizer is {self.optimizer!r}')
         return self

@@ -14,8 +14,8 @@ from typing import Any
 import orjson
 
 from sysscan_models.errors import IntegrityError, UserError
-from sysscan_plugins.lora.tensor_file import StoredTensor, TensorFile
 from sysscan_plugins.training.base_model import model_config
+from sysscan_plugins.training.tensor_file import StoredTensor, TensorFile
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"

@@ -5,7 +5,6 @@ For the trainers of this package. Reads plain folders in Hugging Face layout and
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,10 +14,9 @@ from typing import Any
 
 import orjson
 
-from sysscan_models.artifacts import record_path, write_atomically
+from sysscan_models.artifacts import write_atomically
 from sysscan_models.encoding import ChatEncoder, HFTokenizer, choose_template
 from sysscan_models.errors import IntegrityError, UserError
-from sysscan_models.interfaces import TrainJob
 from sysscan_models.planning.shapes import Shape, read_weights, shape_of
 from sysscan_plugins.training import TrainingOptions
 
@@ -30,15 +28,6 @@ TOKENIZER_FILES = (
     "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
 LICENCE_FILES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
-_RESULT_FILES = (
-    *TOKENIZER_FILES,
-    *LICENCE_FILES,
-    "config.json",
-    "generation_config.json",
-    "adapter_config.json",
-    "*.safetensors*",
-)
-"""What a finished checkpoint is made of. Nothing of an earlier one may stay: an adapter would be put on a full model."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +127,7 @@ def load_model(folder: Path, options: TrainingOptions) -> Any:
             )
     except SafetensorError as error:
         raise IntegrityError(f"the weights in {folder} are damaged ({error}); fetch the base model again") from error
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise UserError(f"the model in {folder} cannot be loaded: {error}") from error
     if missing := sorted(found["missing_keys"]):  # transformers would go on with random weights
         raise IntegrityError(
@@ -146,15 +135,6 @@ def load_model(folder: Path, options: TrainingOptions) -> Any:
             f"fetch the base model again"
         )
     return model
-
-
-def save_model(model: Any, out_dir: Path, *, shard_bytes: int) -> None:
-    """Write config.json and safetensors (shards with an index when it is larger than one)."""
-    from transformers import GenerationConfig
-
-    model.generation_config = GenerationConfig()  # `write_generation_config` writes it; transformers refuses to save some
-    with _no_progress_bars():
-        model.save_pretrained(out_dir, max_shard_size=shard_bytes)
 
 
 @contextmanager
@@ -209,30 +189,3 @@ def write_generation_config(base: Path, end_tokens: list[int], out_dir: Path) ->
     ends = list(dict.fromkeys([*end_tokens, *(known if isinstance(known, list) else [known])]))
     body = {**own, "eos_token_id": ends if len(ends) > 1 else ends[0]}
     write_atomically(out_dir / "generation_config.json", orjson.dumps(body, option=orjson.OPT_INDENT_2))
-
-
-def open_out_dir(job: TrainJob) -> None:
-    """Make the folder of a job's result and remove an earlier one's record; raise UserError when it is the base itself."""
-    if job.out_dir.resolve() == job.base.root.resolve():
-        raise UserError(
-            f"the base model of {job.role.name} is {job.out_dir}, where its checkpoint is to be written. Copy it elsewhere and "
-            f"name the copy as base, or choose another models folder"
-        )
-    job.out_dir.mkdir(parents=True, exist_ok=True)
-    record_path(job.out_dir).unlink(missing_ok=True)
-
-
-def publish_files(temporary: Path, out_dir: Path) -> list[str]:
-    """Move finished files from a temporary folder into `out_dir`, fsynced, in place of an earlier checkpoint's.
-
-    Returns their names. The record comes last.
-    """
-    for stale in {path for pattern in _RESULT_FILES for path in out_dir.glob(pattern)}:
-        stale.unlink()
-    names = sorted(path.name for path in temporary.iterdir())
-    for name in names:
-        with (temporary / name).open("rb") as stream:
-            os.fsync(stream.fileno())
-        (temporary / name).replace(out_dir / name)
-    temporary.rmdir()
-    return names

@@ -65,6 +65,12 @@ class Batch:
         """Tokens that the loss is computed on."""
         return int((self.targets_BT != IGNORE_INDEX).sum())
 
+    def part(self, number: int, parts: int) -> Batch:
+        """Return one of equal parts of the rows; their number must be divisible by `parts`."""
+        size = len(self.ids_BT) // parts
+        own = slice(number * size, (number + 1) * size)
+        return Batch(self.ids_BT[own], self.targets_BT[own], self.positions_BT[own], self.segments_BT[own])
+
     def flat(self) -> FlatBatch:
         """Return the batch without padding."""
         real = self.segments_BT > 0
@@ -219,6 +225,7 @@ class Plan:
     """Which rows each optimizer step reads: all epochs, packed and shuffled, cut where the budget of steps or tokens ends."""
 
     def __init__(self, lengths: Ints, options: TrainingOptions, seed: int, *, devices: int = 1) -> None:
+        self.devices = devices
         self.rows_per_step = options.batch_size * devices
         limit = options.max_steps * self.rows_per_step
         rows: list[tuple[int, ...]] = []

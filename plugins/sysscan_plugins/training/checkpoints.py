@@ -1,62 +1,82 @@
-"""Checkpoints of an unfinished run: safetensors and a JSON marker, written so that a kill at any moment leaves the one before.
+"""Checkpoints of an unfinished run: tensors and a JSON marker, written so that a kill at any moment leaves the one before.
 
 A checkpoint is a folder `checkpoint-STEP`. It is filled under a temporary name, its marker `state.json` last, everything
-fsynced, then renamed. What is incomplete, damaged or of another run is removed with a message. Nothing is pickled.
+fsynced, then renamed. What is incomplete, damaged or of another run is removed with a message. The tensors are the device's to
+write: safetensors on one device, torch.distributed.checkpoint's files on several.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
-import torch
 
 from sysscan_models.artifacts import FileRecord, publish, write_atomically
+
+if TYPE_CHECKING:
+    import torch
+
+    from sysscan_plugins.training.devices import Device
 
 SHARD_BYTES = 2 << 30
 MARKER = "state.json"
 
 
-def save(folder: Path, state: dict[str, Any], tensors: Iterable[tuple[str, torch.Tensor]], *, keep: int) -> Path:
-    """Write a checkpoint of CPU tensors for `state["step"]`, remove all but the newest `keep`, and return its folder."""
-    target = folder / f"checkpoint-{state['step']:08d}"
+@contextmanager
+def saving(folder: Path, state: dict[str, Any], device: Device, *, keep: int) -> Iterator[Path]:
+    """Give a folder to write the tensors of `state["step"]` into, then complete it and remove all but the newest `keep`.
+
+    All processes go through this together; the first one makes the folder and completes it.
+    """
+    target = place(folder, state["step"])
     temporary = folder / f".{target.name}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    files = {path.name: FileRecord.of(path).model_dump() for path in _write_shards(temporary, tensors)}
-    write_atomically(temporary / MARKER, orjson.dumps({**state, "files": files}, option=orjson.OPT_INDENT_2))
-    shutil.rmtree(target, ignore_errors=True)
-    publish(temporary, target)
-    for old in sorted(folder.glob("checkpoint-*"))[:-keep]:
-        shutil.rmtree(old)
-    return target
+    if device.process == 0:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    device.wait()
+    yield temporary
+    device.wait()
+    if device.process == 0:
+        files = {path.name: FileRecord.of(path).model_dump() for path in sorted(temporary.iterdir())}
+        write_atomically(temporary / MARKER, orjson.dumps({**state, "files": files}, option=orjson.OPT_INDENT_2))
+        shutil.rmtree(target, ignore_errors=True)
+        publish(temporary, target)
+        for old in sorted(folder.glob("checkpoint-*"))[:-keep]:
+            shutil.rmtree(old)
+    device.wait()
 
 
-def _write_shards(folder: Path, tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[Path]:
-    """Write tensors into files of about SHARD_BYTES, so that copies from an accelerator need no more memory than that."""
+def place(folder: Path, step: int) -> Path:
+    """Return where the checkpoint of a step is."""
+    return folder / f"checkpoint-{step:08d}"
+
+
+def write_shards(folder: Path, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+    """Write CPU tensors into files of about SHARD_BYTES, so that copies from an accelerator need no more memory than that."""
     from safetensors.torch import save_file
 
     shard: dict[str, torch.Tensor] = {}
     number = size = 0
 
-    def flush() -> Path:
+    def flush() -> None:
         path = folder / f"state-{number:05d}.safetensors"
         save_file(shard, path)
         with path.open("rb") as stream:
             os.fsync(stream.fileno())
-        return path
 
     for name, tensor in tensors:
         if shard and size + tensor.nbytes > SHARD_BYTES:
-            yield flush()
+            flush()
             shard, number, size = {}, number + 1, 0
         shard[name] = tensor.contiguous()
         size += tensor.nbytes
-    yield flush()
+    flush()
 
 
 def latest(folder: Path, run: str, note: Callable[[str], None]) -> tuple[Path, dict[str, Any]] | None:
@@ -93,10 +113,33 @@ def _fault(path: Path, state: dict[str, Any], run: str) -> str | None:
 
 
 def tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield the tensors of a checkpoint, one at a time."""
+    """Yield the tensors of a checkpoint, one at a time, whole ones, on the CPU."""
+    if is_sharded(path):
+        yield from _whole_tensors(path)
+        return
     from safetensors import safe_open
 
     for file in sorted(path.glob("*.safetensors")):
         with safe_open(file, framework="pt") as stored:
             for name in stored.keys():  # noqa: SIM118 - not a mapping
                 yield name, stored.get_tensor(name)
+
+
+def is_sharded(path: Path) -> bool:
+    """Say whether several devices wrote a checkpoint together."""
+    return (path / ".metadata").is_file()
+
+
+def _whole_tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    import torch
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+    from torch.distributed.checkpoint.state_dict_loader import load
+
+    for name, stored in FileSystemReader(path).read_metadata().state_dict_metadata.items():
+        assert isinstance(stored, TensorStorageMetadata)
+        whole = torch.empty(stored.size, dtype=stored.properties.dtype)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is")  # no other process is wanted here
+            load({name: whole}, storage_reader=FileSystemReader(path), no_dist=True)
+        yield name, whole

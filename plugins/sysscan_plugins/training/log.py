@@ -16,10 +16,15 @@ FILE, PICTURE = "train_log.jsonl", "loss.png"
 
 
 class TrainLog:
-    """The log of one run in its folder; `after` is the step that the run goes on from, what comes later is removed."""
+    """The log of one run in its folder; `after` is the step that the run goes on from, what comes later is removed.
 
-    def __init__(self, folder: Path, *, after: int = 0, fresh: bool = True) -> None:
-        self.folder, self.path = folder, folder / FILE
+    Of several processes one `writes`.
+    """
+
+    def __init__(self, folder: Path, *, after: int = 0, fresh: bool = True, writes: bool = True) -> None:
+        self.folder, self.path, self.writes = folder, folder / FILE, writes
+        if not writes:
+            return
         lines = (
             []
             if fresh
@@ -29,11 +34,14 @@ class TrainLog:
 
     def append(self, step: int, **fields: Any) -> None:
         """Add a line; numbers as they are, losses in nats per supervised token."""
-        with self.path.open("ab") as stream:
-            stream.write(orjson.dumps({"step": step, **fields}) + b"\n")
+        if self.writes:
+            with self.path.open("ab") as stream:
+                stream.write(orjson.dumps({"step": step, **fields}) + b"\n")
 
     def draw(self) -> None:
         """Draw the loss curve, when matplotlib is installed and there is something to draw."""
+        if not self.writes:
+            return
         try:
             from matplotlib.backends.backend_agg import FigureCanvasAgg
             from matplotlib.figure import Figure

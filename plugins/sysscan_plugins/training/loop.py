@@ -27,7 +27,8 @@ from sysscan_models.interfaces import TrainJob
 from sysscan_models.progress import Progress, say
 from sysscan_plugins.training import TrainingOptions, checkpoints
 from sysscan_plugins.training.batches import Batch, EncodedSplit, Plan, demand_supervision, encode_split
-from sysscan_plugins.training.devices import Device
+from sysscan_plugins.training.devices import Device, Weights
+from sysscan_plugins.training.gauge import Gauge
 from sysscan_plugins.training.log import TrainLog
 from sysscan_plugins.training.optimizers import MasterOptimizer
 from sysscan_plugins.training.schedule import learning_rate
@@ -86,52 +87,74 @@ class _Run:
     bar: Progress
     log: TrainLog
     micro_batch_size: int
+    gauge: Gauge
     result: TrainResult = field(default_factory=TrainResult)
     unread: list[_Step] = field(default_factory=list)
-    read_at: float = field(default_factory=time.monotonic)
 
 
 def train_model(
-    model: Any, tokenizer: Any, job: TrainJob, options: TrainingOptions, device: Device, *, template: str
+    model: Any,
+    tokenizer: Any,
+    job: TrainJob,
+    options: TrainingOptions,
+    device: Device,
+    *,
+    template: str,
+    weights: Weights | None = None,
 ) -> TrainResult:
     """Train the parameters of `model` that require gradients; afterwards the model holds the final weights.
 
     `model` is a causal LM of transformers or a PEFT model around one, on the CPU, trainable parameters in their compute
-    dtype. `tokenizer` is its fast HF tokenizer. `template` is the chat template as jinja source. Writes into `job.out_dir`:
+    dtype; for a device that streams it has none yet, and `weights` are its parameters by name, read one at a time.
+    `tokenizer` is its fast HF tokenizer. `template` is the chat template as jinja source. Writes into `job.out_dir`:
     `encoded/` and `checkpoints/` (for the caller to remove at the end), `train_log.jsonl`, `loss.png`. Resumes from
     `checkpoints/`. Raises Interrupted (after saving a checkpoint), DataError, SysscanError (a loss that is not finite, with the
     documents' names; memory that does not hold one row).
     """
-    train = encode_split(job.splits.train, tokenizer, template, options, job.out_dir / ENCODED)
-    demand_supervision(train, job.splits.train)
-    valid = _validation_split(job, tokenizer, template, options)
-    plan = Plan(train.lengths, options, job.seed, devices=device.count)
+    with device.in_turn():  # the first process encodes, the others find it done
+        train = encode_split(job.splits.train, tokenizer, template, options, job.out_dir / ENCODED)
+        demand_supervision(train, job.splits.train)
+        valid = _validation_split(job, tokenizer, template, options)
     run_key = _run_key(job, options, template, _trained(model))
     folder = job.out_dir / CHECKPOINTS
-    with Progress(f"train {job.role.name}", total=plan.steps, unit="steps") as bar:
+    with Progress(f"train {job.role.name}", unit="steps") as bar:
         for split in (train, valid):
             _report(split, bar)
-        found = checkpoints.latest(folder, run_key, bar.note)
+        with device.in_turn():
+            found = checkpoints.latest(folder, run_key, bar.note)
         state = found[1] if found else {}
+        # A run goes on with the rows per step that it began with, on however many devices.
+        plan = Plan(train.lengths, options, job.seed, devices=state.get("devices", device.count))
+        bar.total = plan.steps
         with device.exact(state.get("facts", {})) as facts, _stop_signals() as stop:
             with _memory_for("the model and its fp32 masters", device):
-                device.place(model, options)
+                device.place(model, options, weights)
                 optimizer = device.create_optimizer(_trained(model), options)  # only now: a device may have replaced them
-            log = TrainLog(job.out_dir, after=state.get("step", 0), fresh=not found)
+            log = TrainLog(job.out_dir, after=state.get("step", 0), fresh=not found, writes=device.process == 0)
             micro_batch_size = state.get("micro_batch_size", options.micro_batch_size)
-            run = _Run(model, device, options, optimizer, train, valid, plan, job.seed, bar, log, micro_batch_size)
+            gauge = Gauge.of(model, options, device, train, plan)
+            run = _Run(model, device, options, optimizer, train, valid, plan, job.seed, bar, log, micro_batch_size, gauge)
             if found:
-                device.load_state(optimizer, checkpoints.tensors(found[0]))
+                device.load_state(optimizer, found[0])
                 run.result = TrainResult(**state["result"])
                 bar.note(f"goes on after step {run.result.steps} of {plan.steps}")
 
             def save() -> Path:
                 _read(run)
-                done = {"step": run.result.steps, "run": run_key, "micro_batch_size": run.micro_batch_size}
-                kept = {**done, "facts": dict(facts), "result": asdict(run.result)}
-                return checkpoints.save(folder, kept, device.state(optimizer), keep=options.keep_checkpoints)
+                kept = {
+                    "step": run.result.steps,
+                    "run": run_key,
+                    "devices": plan.devices,
+                    "micro_batch_size": run.micro_batch_size,
+                    "facts": dict(facts),
+                    "result": asdict(run.result),
+                }
+                with checkpoints.saving(folder, kept, device, keep=options.keep_checkpoints) as target:
+                    device.save_state(optimizer, target)
+                return checkpoints.place(folder, run.result.steps)
 
             saved = time.monotonic()
+            gauge.restart()
             for step in range(run.result.steps, plan.steps):
                 if step == 0:
                     run.result = replace(run.result, first_valid_loss=_validate(run, step))
@@ -140,23 +163,27 @@ def train_model(
                     _validate(run, step)
                 run.unread.append(_take_step(run, step))
                 done = step + 1
-                if done % options.log_every == 0 or done == plan.steps or stop:
+                minutes = (time.monotonic() - saved) / 60
+                late = bool(options.checkpoint_minutes and minutes >= options.checkpoint_minutes)
+                stopped, late = device.agreed(bool(stop), late)
+                if done % options.log_every == 0 or done == plan.steps or stopped:
                     _read(run)
                 if done == plan.steps:
                     break
-                if stop:
+                if stopped:
                     path = save()
                     log.draw()
                     raise Interrupted(
                         f"training of {job.role.name} was stopped after step {done} of {plan.steps}; "
                         f"{path} holds it. Run the same command again to go on from there"
                     )
-                minutes = (time.monotonic() - saved) / 60
-                due = options.checkpoint_every and done % options.checkpoint_every == 0
-                if due or (options.checkpoint_minutes and minutes >= options.checkpoint_minutes):
+                if late or (options.checkpoint_every and done % options.checkpoint_every == 0):
                     save()
                     saved = time.monotonic()
+                    gauge.restart()
             run.result = replace(run.result, final_valid_loss=_validate(run, plan.steps))
+            if said := gauge.verdict():
+                bar.note(said)
             log.draw()
             optimizer.release()
             model.eval()
@@ -172,8 +199,9 @@ def _take_step(run: _Run, step: int) -> _Step:
     rows = run.plan.rows(step)
     while True:
         run.device.seed(run.seed * 1_000_003 + step)
-        micro_rows, batches = _divided(run, run.train, rows)
-        supervised = run.device.total_supervised(sum(batch.supervised for batch in batches))
+        with run.gauge.preparing():
+            micro_rows, batches = _divided(run, run.train, rows)
+        supervised = sum(batch.supervised for batch in batches)
         scale = 1.0 / max(1, supervised)
         run.model.train()
         losses = _losses(run, batches, partial(run.device.forward_backward, run.model, scale=scale))
@@ -184,16 +212,18 @@ def _take_step(run: _Run, step: int) -> _Step:
     rate = learning_rate(step, run.plan.steps, run.options)
     with _memory_for("gradients and the optimizer's state", run.device):
         norm = run.optimizer.update(rate, run.options.max_grad_norm)
+        run.device.end_step()
     return _Step(step + 1, losses, norm, micro_rows, sum(batch.tokens for batch in batches), supervised, rate)
 
 
 def _divided(run: _Run, split: EncodedSplit, rows: Rows) -> tuple[list[Rows], list[Batch]]:
-    """Divide rows into micro-batches, all laid out with the same number of rows; the last one is filled up with empty rows."""
+    """Divide rows into micro-batches of one size, filled up with empty rows; on some devices also of one number."""
     size = run.micro_batch_size * run.device.count
-    micro_rows = [rows[start : start + size] for start in range(0, len(rows), size)]
-    empty: Rows = [()] * (-len(rows) % size)
-    laid_out = [*micro_rows[:-1], [*micro_rows[-1], *empty]]
-    return micro_rows, [split.batch(micro, run.options.max_seq_length) for micro in laid_out]
+    count = run.plan.rows_per_step if run.device.fixed_steps and split is run.train else len(rows)
+    empty: Rows = [()] * (math.ceil(count / size) * size - len(rows))
+    filled = [*rows, *empty]
+    micro_rows: list[Rows] = [filled[start : start + size] for start in range(0, len(filled), size)]
+    return micro_rows, [split.batch(micro, run.options.max_seq_length) for micro in micro_rows]
 
 
 def _losses(run: _Run, batches: Sequence[Batch], forward: Callable[[Batch], torch.Tensor]) -> list[torch.Tensor] | None:
@@ -206,25 +236,28 @@ def _losses(run: _Run, batches: Sequence[Batch], forward: Callable[[Batch], torc
             if run.device.is_out_of_memory(error):
                 return None  # the error, and the tensors that its traceback holds, must be gone before the next try
             raise
-        run.device.end_micro_batch()
     return losses
 
 
 def _halve(run: _Run) -> None:
     """Go on with micro-batches of half the size, which changes no result, and say so; raise when there is nothing to halve."""
     size = run.micro_batch_size
-    if size == 1:
+    if size == 1 or run.device.processes > 1:
         advice = "" if run.options.gradient_checkpointing else "gradient_checkpointing = true, "
         raise SysscanError(
-            f"{run.device.name} has not enough memory for one row of {run.options.max_seq_length} tokens. "
+            f"{run.device.name} has not enough memory for {_rows(size)} of {run.options.max_seq_length} tokens. "
             f'Set {advice}a smaller max_seq_length, or optimizer = "adafactor"'
         )
     run.device.free_memory()
     run.micro_batch_size = size // 2
-    steps = math.ceil(run.options.batch_size / run.micro_batch_size)
+    steps = math.ceil(run.plan.rows_per_step / (run.micro_batch_size * run.device.count))
     run.bar.note(
         f"out of memory: micro_batch_size goes from {size} to {run.micro_batch_size}, accumulation to {steps} micro-batches"
     )
+
+
+def _rows(count: int) -> str:
+    return "one row" if count == 1 else f"{count} rows"
 
 
 @contextmanager
@@ -246,13 +279,12 @@ def _read(run: _Run) -> None:
     if not steps:
         return
     values = iter(run.device.read([tensor for step in steps for tensor in (*step.losses, step.norm)]))
-    tokens = 0
+    speed = run.gauge.read(len(steps), sum(step.tokens for step in steps))
     for step in steps:
         losses, norm = [next(values) for _ in step.losses], next(values)
         if not math.isfinite(sum(losses)) or not math.isfinite(norm):
             raise SysscanError(_not_finite(run, step, losses, norm))
         loss = sum(losses) / max(1, step.supervised)
-        tokens += step.tokens
         run.log.append(
             step.number,
             loss=loss,
@@ -260,6 +292,7 @@ def _read(run: _Run) -> None:
             grad_norm=norm,
             tokens=step.tokens,
             supervised=step.supervised,
+            **speed,
         )
         run.result = replace(
             run.result,
@@ -269,9 +302,8 @@ def _read(run: _Run) -> None:
             first_train_loss=loss if run.result.first_train_loss is None else run.result.first_train_loss,
             final_train_loss=loss,
         )
-    now = time.monotonic()
-    rate, run.read_at = tokens / max(1e-9, now - run.read_at), now
-    run.bar.update(run.result.steps, loss=loss, lr=step.learning_rate, tokens_per_s=round(rate))
+    shown = {name: speed[name] for name in ("tokens_per_s", "mfu", "memory_gb") if name in speed}
+    run.bar.update(run.result.steps, loss=loss, lr=step.learning_rate, **shown)
 
 
 def _not_finite(run: _Run, step: _Step, losses: Sequence[float], norm: float) -> str:
@@ -301,7 +333,7 @@ def _validate(run: _Run, step: int) -> float | None:
             break
         _halve(run)
     supervised = sum(batch.supervised for batch in batches)
-    loss = sum(run.device.read(losses)) / max(1, run.device.total_supervised(supervised))
+    loss = sum(run.device.read(losses)) / max(1, supervised)
     if not math.isfinite(loss):
         raise SysscanError(
             f"the validation loss after step {step} is not finite ({loss:.4g}); training stopped. "
@@ -309,7 +341,7 @@ def _validate(run: _Run, step: int) -> float | None:
         )
     run.log.append(step, valid_loss=loss)
     run.bar.note(f"validation loss after step {step}: {loss:.4f}")
-    run.read_at = time.monotonic()
+    run.gauge.restart()
     return loss
 
 

@@ -6,7 +6,7 @@ masters and copied back. Parameters that are fp32 already are their own masters.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,19 +14,45 @@ import torch
 from torch.nn import Parameter
 
 from sysscan_plugins.training import TrainingOptions
+from sysscan_plugins.training.adafactor import Adafactor
+from sysscan_plugins.training.static_optimizers import StaticAdamW
 
 
 class MasterOptimizer:
-    """Accumulates gradients of micro-batches and takes optimizer steps; parameters are known by their names."""
+    """Accumulates gradients of micro-batches and takes optimizer steps; parameters are known by their names.
+
+    Where parameters are sharded, masters, buffers and state are of this process's part of each; a subclass says which part
+    that is, how a norm is made of all parts, and how the parts are written.
+    """
 
     def __init__(self, parameters: Mapping[str, Parameter], options: TrainingOptions) -> None:
         self.parameters = dict(parameters)
-        self.masters = {name: _master(parameter) for name, parameter in self.parameters.items()}
-        self._copied = [name for name, parameter in self.parameters.items() if self.masters[name] is not parameter]
+        parts = {name: self.part(parameter) for name, parameter in self.parameters.items()}
+        self.masters = {name: _master(part) for name, part in parts.items()}
+        self._copied = {name: part for name, part in parts.items() if part.dtype != torch.float32}
         self._arrived: set[str] = set()
         self._buffers: dict[str, torch.Tensor] = {}
-        self.optimizer = _create(self.masters, options)
-        self._hooks = [self._watch(name) for name in self._copied]
+        self.optimizer = self.create(options)
+        self._hooks = [self._watch(name) for name in self.parameters if self.masters[name] is not self.parameters[name]]
+
+    def part(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return this process's part of a parameter or gradient."""
+        return tensor
+
+    def create(self, options: TrainingOptions) -> torch.optim.Optimizer:
+        """Return the optimizer of the masters."""
+        groups = decayed(self.masters, options)
+        if options.optimizer == "adafactor":
+            return Adafactor(groups, lr=options.learning_rate)
+        if options.optimizer_state == "bfloat16":
+            return StaticAdamW(
+                groups, lr=options.learning_rate, betas=(options.beta1, options.beta2), state_dtype=torch.bfloat16
+            )
+        return torch.optim.AdamW(groups, lr=options.learning_rate, betas=(options.beta1, options.beta2), fused=True)
+
+    def norm(self, gradients: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Return the L2 norm of all gradients together (0-d)."""
+        return torch.nn.utils.get_total_norm(gradients)
 
     def _watch(self, name: str) -> Any:
         parameter: Any = self.parameters[name]
@@ -35,12 +61,13 @@ class MasterOptimizer:
     def _accumulate(self, name: str, parameter: torch.Tensor) -> None:
         """Add a gradient that has just arrived to its fp32 buffer and free it, before the next one arrives."""
         assert parameter.grad is not None
+        gradient = self.part(parameter.grad)
         if name not in self._buffers:
             self._buffers[name] = torch.empty_like(self.masters[name])
         if name in self._arrived:
-            self._buffers[name].add_(parameter.grad)
+            self._buffers[name].add_(gradient)
         else:
-            self._buffers[name].copy_(parameter.grad)
+            self._buffers[name].copy_(gradient)
             self._arrived.add(name)
         parameter.grad = None
 
@@ -58,27 +85,29 @@ class MasterOptimizer:
         """
         for name in self._arrived:
             self.masters[name].grad = self._buffers[name]
-        gradients = [master.grad for master in self.masters.values() if master.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = self.norm([master.grad for master in self.masters.values() if master.grad is not None])
         if max_norm:
             torch.nn.utils.clip_grads_with_norm_(self.masters.values(), max_norm, norm)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
-        self._step_if(torch.isfinite(norm))
-        if self._copied:
-            with torch.no_grad():
-                torch._foreach_copy_(
-                    [self.parameters[name].data for name in self._copied], [self.masters[name].data for name in self._copied]
-                )
+        self.step_if(torch.isfinite(norm), learning_rate)
+        self._copy()
         self.discard()
         return norm
 
-    def _step_if(self, finite: torch.Tensor) -> None:
-        if isinstance(self.optimizer, torch.optim.AdamW):  # its fused kernels skip on the device, as for GradScaler
+    def step_if(self, finite: torch.Tensor, learning_rate: float) -> None:
+        """Take an optimizer step with this learning rate, or change nothing where `finite` (0-d) is false."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        if isinstance(self.optimizer, (Adafactor, StaticAdamW)):
+            self.optimizer.finite = finite
+        else:  # AdamW's fused kernels skip on the device, as for GradScaler
             self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
-            self.optimizer.step()
-        elif finite:
-            self.optimizer.step()
+        self.optimizer.step()
+
+    def _copy(self) -> None:
+        """Bring the model's weights up to date with the masters."""
+        if self._copied:
+            with torch.no_grad():
+                torch._foreach_copy_(list(self._copied.values()), [self.masters[name] for name in self._copied])
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield the masters and the optimizer's state by name; they are the tensors themselves, not copies."""
@@ -99,8 +128,7 @@ class MasterOptimizer:
                     missing.discard(name)
                 else:
                     self.optimizer.state[master][key] = tensor.to(master.device, copy=True)
-            for name in self._copied:
-                self.parameters[name].copy_(self.masters[name])
+        self._copy()
         if missing:
             raise ValueError(f"no master weights for {sorted(missing)[:3]}")
 
@@ -111,21 +139,22 @@ class MasterOptimizer:
         self.discard()
         self.optimizer.state.clear()
         self.masters.clear()
+        self._copied.clear()
         self._buffers.clear()
 
 
-def _master(parameter: Parameter) -> Parameter:
-    return parameter if parameter.dtype == torch.float32 else Parameter(parameter.detach().float())
+def _master(part: torch.Tensor) -> Parameter:
+    if part.dtype != torch.float32:
+        return Parameter(part.detach().float())
+    return part if isinstance(part, Parameter) else Parameter(part.detach())
 
 
-def _create(masters: Mapping[str, Parameter], options: TrainingOptions) -> torch.optim.Optimizer:
+def decayed(masters: Mapping[str, Parameter], options: TrainingOptions) -> list[dict[str, Any]]:
+    """Return the parameter groups of an optimizer: matrices with weight decay, norms and biases without."""
     matrices = [master for master in masters.values() if master.ndim >= 2]
     vectors = [master for master in masters.values() if master.ndim < 2]
     groups: list[dict[str, Any]] = [
         {"params": matrices, "weight_decay": options.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
-    groups = [group for group in groups if group["params"]]
-    if options.optimizer == "adafactor":
-        return torch.optim.Adafactor(groups, lr=options.learning_rate)
-    return torch.optim.AdamW(groups, lr=options.learning_rate, betas=(options.beta1, options.beta2), fused=True)
+    return [group for group in groups if group["params"]]

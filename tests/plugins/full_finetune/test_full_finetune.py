@@ -248,7 +248,7 @@ def test_killed_before_saving_leaves_no_record(job: TrainJob, monkeypatch: pytes
     def dies(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(finetune, "save_model", dies)
+    monkeypatch.setattr(finetune, "write_model", dies)
     with pytest.raises(KeyboardInterrupt):
         OPTIONS.train(job)
     with pytest.raises(UserError, match="not a finished train artifact"):

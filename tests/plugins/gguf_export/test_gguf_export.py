@@ -698,7 +698,6 @@ llamacpp.quantize(Path(sys.argv[1]), Path(sys.argv[2]), 15, threads=1, watch=lam
     while Path(f"/proc/{children[0]}").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not Path(f"/proc/{children[0]}").exists()
-    assert (tmp_path / "q.gguf").read_bytes()[:4] != b"GGUF"  # which llama.cpp writes last
 
 
 # The plugin

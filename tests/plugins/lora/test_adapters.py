@@ -195,7 +195,7 @@ def test_adapters_that_peft_puts_elsewhere_are_an_error(llama: Path, tmp_path: P
 
     other = Lora(**QUICK, target_modules=("q_proj",))
     load = adapters.load_adapted
-    monkeypatch.setattr(adapters, "load_adapted", lambda base, options, seed: load(base, other, seed))
+    monkeypatch.setattr(adapters, "load_adapted", lambda base, options, seed, streams: load(base, other, seed))
     with pytest.raises(SysscanError, match="adapters were put on attention 512; expected attention 1,792"):
         Lora(**QUICK).train(job_for(llama, tmp_path / "out"))
 

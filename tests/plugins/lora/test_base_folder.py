@@ -9,8 +9,8 @@ import pytest
 from tiny_lora import save_base
 
 from sysscan_models.errors import IntegrityError, UserError
-from sysscan_plugins.lora.base_folder import BaseFolder
-from sysscan_plugins.lora.tensor_file import TensorFile, pieces
+from sysscan_plugins.training.base_folder import BaseFolder
+from sysscan_plugins.training.tensor_file import TensorFile, pieces
 
 
 def test_one_file_and_shards_show_the_same_tensors(llama: Path, tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ from tiny_lora import EXPERTS, TEMPLATE, save_adapter, save_base, tensors_of
 from sysscan_models.artifacts import BaseCheckpoint, Checkpoint, MergedCheckpoint, file_records
 from sysscan_models.errors import IntegrityError, SysscanError, UserError
 from sysscan_plugins.lora import merging
-from sysscan_plugins.lora.base_folder import BaseFolder
 from sysscan_plugins.lora.merging import merge_adapter
+from sysscan_plugins.training.base_folder import BaseFolder
 
 
 def peft_merge(base: Path, adapter: Path, out: Path, **save: Any) -> Path:

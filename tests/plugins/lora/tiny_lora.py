@@ -91,7 +91,7 @@ EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 
 def tensors_of(folder: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
     """Return type, shape and bytes of every tensor of a model folder, by name."""
-    from sysscan_plugins.lora.tensor_file import TensorFile
+    from sysscan_plugins.training.tensor_file import TensorFile
 
     found = {}
     for path in folder.glob("model*.safetensors"):

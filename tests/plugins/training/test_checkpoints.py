@@ -9,12 +9,15 @@ import pytest
 import torch
 
 from sysscan_plugins.training import checkpoints
+from sysscan_plugins.training.devices.cpu import CPU
 
 TENSORS = {"master:a": torch.arange(6.0).reshape(2, 3), "step:a": torch.tensor(3.0)}
 
 
 def save(folder: Path, step: int, *, keep: int = 9) -> Path:
-    return checkpoints.save(folder, {"step": step, "run": "key"}, TENSORS.items(), keep=keep)
+    with checkpoints.saving(folder, {"step": step, "run": "key"}, CPU(), keep=keep) as target:
+        checkpoints.write_shards(target, TENSORS.items())
+    return checkpoints.place(folder, step)
 
 
 def found(folder: Path, run: str = "key") -> tuple[str | None, list[str]]:

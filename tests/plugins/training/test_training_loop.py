@@ -18,7 +18,7 @@ from sysscan_models.errors import DataError, Interrupted, SysscanError, UserErro
 from sysscan_models.interfaces import TrainJob
 from sysscan_plugins.training import TrainingOptions
 from sysscan_plugins.training.batches import Batch
-from sysscan_plugins.training.devices import open_device
+from sysscan_plugins.training.devices import Weights, open_device
 from sysscan_plugins.training.devices.cpu import CPU
 from sysscan_plugins.training.loop import TrainResult, train_model
 from sysscan_plugins.training.optimizers import MasterOptimizer
@@ -46,7 +46,8 @@ def weights(model: Any) -> bytes:
 
 
 def log(job: TrainJob) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (job.out_dir / "train_log.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (job.out_dir / "train_log.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in ("step_seconds", "tokens_per_s")} for line in lines]
 
 
 class StopsAt(CPU):
@@ -220,10 +221,10 @@ class Refusing(CPU):
         super().__init__()
         self.what = what
 
-    def place(self, model: Any, options: TrainingOptions) -> None:
+    def place(self, model: Any, options: TrainingOptions, weights: Weights | None = None) -> None:
         if self.what == "model":
             raise MemoryError
-        super().place(model, options)
+        super().place(model, options, weights)
 
     def create_optimizer(self, parameters: Any, options: TrainingOptions) -> MasterOptimizer:
         optimizer = super().create_optimizer(parameters, options)
@@ -252,11 +253,11 @@ def test_a_device_may_replace_the_models_parameters(tmp_path: Path) -> None:
     """Accelerators whose tensors are of another kind do so when a model is moved to them."""
 
     class Replacing(CPU):
-        def place(self, model: Any, options: TrainingOptions) -> None:
+        def place(self, model: Any, options: TrainingOptions, weights: Weights | None = None) -> None:
             for module in model.modules():
                 for name, parameter in list(module.named_parameters(recurse=False)):
                     setattr(module, name, torch.nn.Parameter(parameter.detach().clone()))
-            super().place(model, options)
+            super().place(model, options, weights)
 
     replaced, _ = train(make_job(tmp_path, out="a"), Replacing())
     kept, _ = train(make_job(tmp_path, out="b"))
@@ -382,7 +383,7 @@ def test_options_that_do_not_affect_the_result_are_no_part_of_the_key() -> None:
 
 def test_unknown_devices_are_refused_with_the_choices() -> None:
     assert open_device("cpu").name == "cpu"
-    with pytest.raises(UserError, match=r"unknown device 'gpu'. Valid choices: auto, cpu, cuda, cuda:N"):
+    with pytest.raises(UserError, match=r"unknown device 'gpu'. Valid choices: auto, cpu, cuda, tpu, cuda:N"):
         open_device("gpu")
     if not torch.cuda.is_available():
         assert open_device("auto").name == "cpu"

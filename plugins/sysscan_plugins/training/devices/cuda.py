@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from sysscan_models.errors import UserError
+from sysscan_models.machine import card_peak
 from sysscan_plugins.training.devices.eager import EagerDevice
 
 
@@ -22,6 +23,11 @@ class CUDA(EagerDevice):
             raise UserError(f"device {name!r} does not exist. Valid choices: {choices}")
         super().__init__(f"cuda:{index}")
         torch.backends.cuda.matmul.allow_tf32 = False
+        self.peak_flops = card_peak(torch.cuda.get_device_name(self.device))
+
+    def monitor(self) -> dict[str, float]:
+        """See Device."""
+        return {"memory_gb": torch.cuda.max_memory_allocated(self.device) / 1e9}
 
     def is_out_of_memory(self, error: BaseException) -> bool:
         """See Device."""

@@ -15,7 +15,7 @@ from sysscan_models.encoding import IGNORE_INDEX
 from sysscan_plugins.training import TrainingOptions
 from sysscan_plugins.training.attention import use_segment_attention
 from sysscan_plugins.training.batches import Batch
-from sysscan_plugins.training.devices import Device
+from sysscan_plugins.training.devices import Device, Weights
 from sysscan_plugins.training.loss import head_backward, head_loss
 from sysscan_plugins.training.optimizers import MasterOptimizer
 
@@ -27,10 +27,13 @@ class EagerDevice(Device):
         self.name = name
         self.device = torch.device(name)
 
-    def place(self, model: Any, options: TrainingOptions) -> None:
-        """Move the model, let it attend within segments, and recompute activations if asked to."""
+    def place(self, model: Any, options: TrainingOptions, weights: Weights | None = None) -> None:
+        """See Device."""
         model.to(self.device)
-        causal = causal_model(model)
+        self.prepare(causal_model(model), options)
+
+    def prepare(self, causal: Any, options: TrainingOptions) -> None:
+        """Let the model attend within segments, and recompute activations if asked to."""
         use_segment_attention(causal)
         if options.gradient_checkpointing:
             enable = getattr(causal, "activation_checkpointing_enable", None)  # what newer transformers call it
@@ -53,6 +56,10 @@ class EagerDevice(Device):
         """See Device."""
         return MasterOptimizer(parameters, options)
 
+    def decoder(self, causal: Any) -> Any:
+        """Return what makes hidden states of token ids."""
+        return causal.model
+
     def _hidden(self, model: Any, batch: Batch) -> tuple[Any, torch.Tensor, torch.Tensor, int]:
         """Return the output head, the hidden states where there is a loss [S, H], their targets [S], the vocabulary's size."""
         causal, flat = causal_model(model), batch.flat()
@@ -60,7 +67,7 @@ class EagerDevice(Device):
             torch.from_numpy(array).to(self.device, non_blocking=True)
             for array in (flat.ids_N[None], flat.positions_N[None], flat.targets_N)
         )
-        hidden_1NH = causal.model(
+        hidden_1NH = self.decoder(causal)(
             input_ids=ids_1N, position_ids=positions_1N, attention_mask=None, use_cache=False, segment_lengths=flat.lengths
         ).last_hidden_state
         supervised_S = torch.from_numpy((flat.targets_N != IGNORE_INDEX).nonzero()[0]).to(self.device, non_blocking=True)

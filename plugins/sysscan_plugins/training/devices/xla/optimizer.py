@@ -1,0 +1,64 @@
+"""The optimizer of a run on XLA: masters and state lie as their parameters do; a step is in the graph of its gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+import torch_xla
+from torch.nn import Parameter
+
+from sysscan_plugins.training import TrainingOptions
+from sysscan_plugins.training.adafactor import Adafactor
+from sysscan_plugins.training.devices.xla.layout import Layout, Spec
+from sysscan_plugins.training.optimizers import MasterOptimizer, decayed
+from sysscan_plugins.training.static_optimizers import StaticAdamW
+
+
+class XLAOptimizer(MasterOptimizer):
+    """Has its state from the start, so that the first step's graph is that of all steps."""
+
+    optimizer: StaticAdamW | Adafactor
+
+    def __init__(self, parameters: Mapping[str, Parameter], options: TrainingOptions, layout: Layout) -> None:
+        self._layout = layout
+        super().__init__(parameters, options)
+        self.optimizer.prime()
+        for _, tensor, spec in self.laid_out():
+            layout.mark(tensor, spec)
+        torch_xla.sync()
+
+    def create(self, options: TrainingOptions) -> torch.optim.Optimizer:
+        """See MasterOptimizer."""
+        groups = decayed(self.masters, options)
+        if options.optimizer == "adafactor":
+            return Adafactor(groups, lr=options.learning_rate)
+        dtype = torch.bfloat16 if options.optimizer_state == "bfloat16" else torch.float32
+        return StaticAdamW(groups, lr=options.learning_rate, betas=(options.beta1, options.beta2), state_dtype=dtype)
+
+    def step_if(self, finite: torch.Tensor, learning_rate: float) -> None:
+        """See MasterOptimizer; on the device, without a look at `finite`."""
+        rate = self._layout.send_number(learning_rate)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.finite = finite
+        self.optimizer.step()
+
+    def discard(self) -> None:
+        """See MasterOptimizer; buffers go too: what lives when the graph is run would become an output of it."""
+        super().discard()
+        self._buffers.clear()
+
+    def laid_out(self) -> Iterator[tuple[str, Any, Spec]]:
+        """Yield masters and state by name, with the layout that each should have."""
+        for name, master in self.masters.items():
+            spec = self._layout.of_parameter(name, master.shape)
+            yield f"master:{name}", master.detach(), spec
+            for key, value in self.optimizer.state[master].items():
+                yield f"{key}:{name}", value, self._layout.of_state(spec, master.shape, value.shape)
+
+    def refresh(self) -> None:
+        """Bring the model's weights up to date with masters that were written to."""
+        self._copy()
+        torch_xla.sync()
