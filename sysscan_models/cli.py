@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from sysscan_models import processes
+
 if TYPE_CHECKING:
     from sysscan_models.config import RunConfig
     from sysscan_models.pipeline import Pipeline
@@ -85,8 +87,7 @@ def main() -> None:
 
     # stop as cleanly as on Ctrl-C; not SIGINT's own handler, which is `ignore` in the background of a script
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    if _process() != "0":
-        # of several processes that do the same work, the first one tells about it
+    if processes.number():
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - open as long as the process is
     try:
         cli.main(standalone_mode=False)
@@ -107,17 +108,12 @@ def main() -> None:
         sys.exit(130)
 
 
-def _process() -> str:
-    """Return this process's number among those that torchrun started."""
-    return os.environ.get("RANK") or "0"
-
-
 def _say_error(message: str) -> None:
     """Print an error's message, which may quote documents, archives and the configuration."""
     from sysscan_models.prompts import redact
     from sysscan_models.terminal import printable
 
-    label = "error:" if _process() == "0" else f"error in process {_process()}:"
+    label = f"error in process {processes.number()}:" if processes.number() else "error:"
     click.echo(f"{click.style(label, fg='red', bold=True)} {printable(redact(message))}", err=True)
 
 

@@ -8,13 +8,13 @@ A stage is done when its record exists, has the key that the configuration now a
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from sysscan_models import processes
 from sysscan_models.artifacts import (
     Artifact,
     BaseCheckpoint,
@@ -30,7 +30,7 @@ from sysscan_models.artifacts import (
     stage_key,
 )
 from sysscan_models.config import RunConfig
-from sysscan_models.errors import IntegrityError, UserError
+from sysscan_models.errors import IntegrityError, MissingExtra, UserError
 from sysscan_models.interfaces import ModelRef, Source, TrainJob
 from sysscan_models.machine import version
 from sysscan_models.packaging import package
@@ -79,11 +79,11 @@ class Pipeline:
 
     def run(self) -> ModelPackage:
         """Do whatever is missing, from the archive to the package."""
-        if _processes() > 1:
+        if processes.count() > 1:
             raise UserError(
-                f"`run` was started in {_processes()} processes (WORLD_SIZE), but only training is divided among processes. "
-                f"Prepare with one (`sysscan-models prepare`), start `sysscan-models train ROLE` in several, and then `run` in "
-                f"one again: it goes on from there"
+                f"`run` was started in {processes.count()} processes (WORLD_SIZE), but only training is divided among "
+                f"processes. Prepare with one (`sysscan-models prepare`), start `sysscan-models train ROLE` in several, and "
+                f"then `run` in one again: it goes on from there"
             )
         self.check()
         splits = self.prepare()
@@ -106,7 +106,9 @@ class Pipeline:
         """Fetch every base model and ask trainers and quantizers whether they can use it, before anything costs time."""
         self._check_device()
         for name in self.config.roles:
-            self._check_base(name, self.fetch(name))
+            part, base = self.config.role(name), self.fetch(name)
+            part.trainer.check(base, part.role)
+            part.quantizer.check(base)
 
     def _check_device(self) -> None:
         if self.config.device == "tpu" and not version("torch_xla"):
@@ -114,11 +116,6 @@ class Pipeline:
                 'device = "tpu" needs torch_xla, which is not installed: in an environment of its own, '
                 "pip install 'sysscan-models[train,tpu]'. Without a TPU set device to auto, cpu or cuda"
             )
-
-    def _check_base(self, name: str, base: BaseCheckpoint) -> None:
-        part = self.config.role(name)
-        part.trainer.check(base, part.role)
-        part.quantizer.check(base)
 
     def prepare(self) -> dict[str, Splits]:
         """Turn the archive into splits, in one pass for all roles."""
@@ -154,7 +151,7 @@ class Pipeline:
         out_dir = Path(ref) if scheme == "path" else self.layout.base(part.base, part.revision)
         if scheme != "path" and (base := _intact(BaseCheckpoint, out_dir)):
             return base
-        if scheme != "path" and _processes() > 1:
+        if scheme != "path" and processes.count() > 1:
             raise UserError(f"the base model of {name} is not here yet; fetch it in one process: `sysscan-models fetch {name}`")
         source: Source = self.registry.get("sources", scheme)()
         if scheme != "path":
@@ -172,7 +169,11 @@ class Pipeline:
 
         def work() -> Checkpoint:
             self._check_device()
-            self._check_base(name, base)  # `train` alone refuses what could never be exported, as `run` does
+            part.trainer.check(base, part.role)
+            try:  # `train` alone refuses what could never be exported, as `run` does
+                part.quantizer.check(base)
+            except MissingExtra as error:  # a machine that only trains need not be able to export
+                say(f"train {name}: not checked whether it can be exported later: {error}")
             return part.trainer.train(job)
 
         return self._stage(Checkpoint, f"train {name}", out_dir, inputs, part.trainer.keyed(), name, work)
@@ -255,26 +256,16 @@ class Pipeline:
         if done := current(kind, out, inputs, options, role=role, seed=seed):
             say(f"{title}: up to date")
             return done
-        if _writes():
+        if processes.number() == 0:
             record_path(out).unlink(missing_ok=True)
         started = time.monotonic()
         made = work()
-        if not _writes():
+        if processes.number():
             return made
         if made.key != stage_key(kind, role=role, inputs=inputs, options=options, seed=seed) or not record_path(out).exists():
             made = seal(made, out, role=role, inputs=inputs, options=options, seed=seed, seconds=time.monotonic() - started)
         say(f"{title}: done in {time.monotonic() - started:.0f} s")
         return made
-
-
-def _processes() -> int:
-    """Return how many processes were started together (torchrun tells them)."""
-    return int(os.environ.get("WORLD_SIZE") or 1)
-
-
-def _writes() -> bool:
-    """Say whether this process is the one of them that writes records."""
-    return _processes() == 1 or os.environ.get("RANK") == "0"
 
 
 def current(

@@ -10,6 +10,8 @@ import sys
 import time
 from typing import Any
 
+from sysscan_models import processes
+
 LINE_SECONDS = 10.0
 """Least time between two plain lines."""
 
@@ -80,8 +82,8 @@ class Progress:
 
 
 def _mode() -> str:
-    if os.environ.get("RANK", "0") != "0":
-        return "off"  # of several processes that do the same work, the first one tells about it
+    if processes.number():
+        return "off"  # the first one tells
     if os.environ.get("SYSSCAN_PROGRESS", "").lower() in ("off", "0", "no"):
         return "off"
     return "bar" if sys.stderr.isatty() else "lines"

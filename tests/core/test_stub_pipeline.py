@@ -14,7 +14,7 @@ import pytest
 from sysscan_models import hookimpl
 from sysscan_models.artifacts import BaseCheckpoint, Checkpoint, MergedCheckpoint, QuantizedModel, Splits
 from sysscan_models.config import RunConfig
-from sysscan_models.errors import Interrupted, UserError
+from sysscan_models.errors import Interrupted, MissingExtra, UserError
 from sysscan_models.interfaces import GenerationRequest, Quantizer, Trainer, TrainJob
 from sysscan_models.packaging import load_package, verify
 from sysscan_models.pipeline import Layout, Pipeline
@@ -279,6 +279,40 @@ def test_train_alone_refuses_a_base_that_cannot_be_exported(sysscan_stub_config:
     with pytest.raises(UserError, match="stub:tiny cannot be exported"):
         work.train("specialist")
     assert not work.layout.checkpoint(config.role("specialist").role, "full").exists()
+
+
+class Elsewhere(StubQuantizer):
+    """Needs a library that this machine does not have."""
+
+    name: ClassVar[str] = "elsewhere"
+
+    def check(self, base: BaseCheckpoint) -> None:
+        """Miss the library."""
+        raise MissingExtra("exporting", "no_such_library", "gguf")
+
+
+class ElsewherePlugin:
+    """Registers it."""
+
+    __name__ = "elsewhere"
+
+    @hookimpl
+    def sysscan_register_quantizers(self) -> Sequence[type[Quantizer]]:
+        """Return the quantizer."""
+        return [Elsewhere]
+
+
+def test_a_machine_that_only_trains_need_not_export(
+    sysscan_stub_config: ConfigFactory, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SYSSCAN_PROGRESS", "lines")
+    plugin = ElsewherePlugin()
+    work = Pipeline(sysscan_stub_config('roles.specialist.quantizer={name="elsewhere"}', plugins=(plugin,)), registry(plugin))
+    with pytest.raises(MissingExtra):
+        work.run()
+    work.prepare()
+    assert work.train("specialist").kind == "full"
+    assert "not checked whether it can be exported later: exporting needs the Python package" in capsys.readouterr().err
 
 
 def test_a_models_folder_that_is_a_file_is_refused(sysscan_stub_config: ConfigFactory) -> None:

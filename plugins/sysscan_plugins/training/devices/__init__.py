@@ -11,7 +11,6 @@ its part of them, and only the first one writes what is not sharded.
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -19,6 +18,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sysscan_models import processes
 from sysscan_models.config import DEVICES, device_choices
 from sysscan_models.errors import UserError
 from sysscan_plugins.training import checkpoints
@@ -155,7 +155,7 @@ def open_device(name: str = "auto") -> Device:
 
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    kind, several = name.partition(":")[0], int(os.environ.get("WORLD_SIZE") or 1) > 1
+    kind, several = name.partition(":")[0], processes.count() > 1
     if kind in ("cpu", "cuda") and several:
         from sysscan_plugins.training.devices.fsdp import FullySharded
 
