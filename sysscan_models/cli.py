@@ -28,6 +28,8 @@ FOLDER = click.Path(file_okay=False, path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
 
 
+_TOGETHER = ("train", "plan", "doctor", "config", "plugins")
+"""What several processes may do at once; all else would write the same files several times."""
 COMMANDS = "sysscan_models.commands"
 """Entry point group of verbs that other packages add: name -> click command."""
 
@@ -71,7 +73,8 @@ class _Group(click.Group):
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="sysscan-models")
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """Fine-tune, quantize, package and check the models of Sys-Scan-Graph.
 
     \b
@@ -79,6 +82,14 @@ def cli() -> None:
     sysscan-models plan                  what it will cost
     sysscan-models run                   archive -> two verified GGUF models
     """
+    from sysscan_models.errors import UserError
+
+    if processes.count() > 1 and context.invoked_subcommand not in _TOGETHER:
+        raise UserError(
+            f"`{context.invoked_subcommand}` was started in {processes.count()} processes (WORLD_SIZE), but only training is "
+            f"divided among processes. Prepare with one (`sysscan-models prepare`), start `sysscan-models train ROLE` in "
+            f"several, and then `run` in one again: it goes on from there"
+        )
 
 
 def main() -> None:

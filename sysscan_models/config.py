@@ -26,10 +26,10 @@ else:
     import tomli as tomllib
 
 FILE_NAME = "sysscan-models.toml"
+"""Where every command looks for its configuration, in the current folder."""
 DEVICES = "sysscan_models.devices"
 """Entry point group of devices that other packages offer: name -> what opens it."""
 _DEVICES = ("auto", "cpu", "cuda", "tpu")
-"""Where every command looks for its configuration, in the current folder."""
 
 
 def _usable_path(text: str) -> str:

@@ -79,12 +79,6 @@ class Pipeline:
 
     def run(self) -> ModelPackage:
         """Do whatever is missing, from the archive to the package."""
-        if processes.count() > 1:
-            raise UserError(
-                f"`run` was started in {processes.count()} processes (WORLD_SIZE), but only training is divided among "
-                f"processes. Prepare with one (`sysscan-models prepare`), start `sysscan-models train ROLE` in several, and "
-                f"then `run` in one again: it goes on from there"
-            )
         self.check()
         splits = self.prepare()
         say(report_text(self.layout.data))
@@ -151,7 +145,7 @@ class Pipeline:
         out_dir = Path(ref) if scheme == "path" else self.layout.base(part.base, part.revision)
         if scheme != "path" and (base := _intact(BaseCheckpoint, out_dir)):
             return base
-        if scheme != "path" and processes.count() > 1:
+        if scheme != "path" and (processes.count() > 1 or processes.number()):
             raise UserError(f"the base model of {name} is not here yet; fetch it in one process: `sysscan-models fetch {name}`")
         source: Source = self.registry.get("sources", scheme)()
         if scheme != "path":

@@ -4,7 +4,8 @@ They hold for the training loop of the bundled trainers: weights and activations
 gradient buffers of what is trained. What must be held is exact; the peak is a range, for activations cannot be known before.
 
 Several devices divide all that is held, tensor by tensor: on XLA (TPU) by `sharded_dim`, on GPUs by FSDP2, which cuts every
-tensor along its first dimension. Divided weights are gathered while they compute; whole activations are never gathered.
+tensor along its first dimension. Divided weights are gathered while they compute; activations are only where divided experts
+with a capacity compute, whose inputs are those of all rows (which is counted).
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from sysscan_models import machine
+from sysscan_models import machine, processes
 from sysscan_models.errors import SysscanError, UserError
 from sysscan_models.planning.bases import Base, find_base, unhashed_record
 from sysscan_models.planning.disk import disk_parts
@@ -71,22 +71,22 @@ class Here:
     @classmethod
     def look(cls, device: str) -> Here:
         """Return what is here of the device that a configuration names; torch is asked only for an explicit `cuda`."""
-        memory, processes = machine.memory(), int(os.environ.get("WORLD_SIZE") or 1)
+        memory, together = machine.memory(), processes.count()
         kind, _, index = device.partition(":")
         if kind == "auto":
             found = machine.cards() if machine.has_cuda_torch() or not machine.version("torch") else ()
-            return cls("cuda" if found else "cpu", memory, found, devices=processes)
+            return cls("cuda" if found else "cpu", memory, found, devices=together)
         if kind == "cuda":
             asked = machine.torch_cards()
-            return cls("cuda", memory, machine.cards() if asked is None else asked, int(index or 0), devices=processes)
+            return cls("cuda", memory, machine.cards() if asked is None else asked, int(index or 0), devices=together)
         if kind == "tpu":
             tpu = machine.tpu_type()
             known = machine.tpu_slice(tpu) or machine.Hardware(0, 0.0)
             found = (machine.Accelerator(f"TPU {tpu}", known.memory),) if tpu else ()
             return cls("tpu", memory, found, devices=known.devices, hosts=known.hosts)
         if kind != "cpu":  # a plugin's, of which nothing is known
-            return cls("cuda", memory, (machine.Accelerator(device, 0),), devices=processes)
-        return cls("cpu", memory, (), devices=processes)
+            return cls("cuda", memory, (machine.Accelerator(device, 0),), devices=together)
+        return cls("cpu", memory, (), devices=together)
 
     @classmethod
     def planned(cls, name: str) -> Here:

@@ -137,6 +137,8 @@ def _capacity_text(here: Here) -> str:
         return f"no {'TPU' if here.kind == 'tpu' else 'CUDA device'} was found"
     each = f"{here.devices} x " if here.devices > 1 else ""
     hosts = f" in {here.hosts} machines, the program runs on each" if here.hosts > 1 else ""
+    if here.kind == "cuda" and here.devices > 1:
+        hosts = f", trained on by torchrun --nproc-per-node {here.devices}"
     memory = size(total) if here.elsewhere else f"{size(free)} free of {size(total)}"
     known = f"{each}{memory}{hosts}" if total else "its memory is not known"
     return f"{here.accelerator.name}: {known}"

@@ -5,12 +5,14 @@ The CPU's scheduler for concurrency reorders what recomputing saves, so it is sw
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 from xla_cases import one_run
 
 
@@ -102,3 +104,38 @@ def test_logits_of_a_few_chunks_exist_at_once(tmp_path: Path, record_property: A
     chunk = 2 * 128 * 8192 * 4
     assert used[1] - used[0] < chunk, "logits of longer rows take more memory"
     assert used[1] < 5 * chunk
+
+
+CHANCE = """
+import sys, torch, torch_xla
+from sysscan_plugins.training.devices import open_device
+from sysscan_plugins.training.devices.xla.dropout import DividedDropout
+from sysscan_plugins.training.devices.xla.layout import Layout
+from sysscan_plugins.training.static_optimizers import StaticAdamW
+open_device("tpu")
+layout = Layout(4, 1)
+made = layout.send(torch.ones(44, 20), ("fsdp", None))
+if sys.argv[1] == "state":
+    parameter = torch.nn.Parameter(made)
+    optimizer = StaticAdamW([parameter], state_dtype=torch.bfloat16)
+    optimizer.prime()
+    for value in optimizer.state[parameter].values():
+        layout.mark(value, ("fsdp", None)[: value.ndim])
+    torch_xla.sync()
+    parameter.grad = layout.send(torch.ones(44, 20), ("fsdp", None))
+    optimizer.step()
+else:
+    dropped = layout.mark_rows(DividedDropout(0.3)(made))
+torch_xla.sync(wait=True)
+"""
+
+
+@pytest.mark.parametrize("what", ["state", "dropout"])
+def test_random_numbers_are_divided_like_what_they_are_for(what: str, tmp_path: Path) -> None:
+    environment = {**os.environ, "PJRT_DEVICE": "CPU", "CPU_NUM_DEVICES": "4", **dumping(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", CHANCE, what], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    graphs = [path.read_text() for path in tmp_path.glob("*cpu_after_optimizations.txt")]
+    graph = max(graphs, key=len)
+    assert not re.findall(r"\w+\[(?:44,20|880|440)\]", graph), "something is made whole"  # torch's come in halves
+    assert re.search(r"s32\[11,20\]", graph), "the noise of a part is not there"

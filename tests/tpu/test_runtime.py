@@ -43,6 +43,48 @@ def test_where_there_is_no_tpu_the_user_is_told_what_to_do(environment: dict[str
     assert "device = " in told or "Check that" in told
 
 
+def test_torchrun_is_not_for_tpus() -> None:
+    told = opened(PJRT_DEVICE="CPU", CPU_NUM_DEVICES="2", WORLD_SIZE="4", RANK="1")
+    assert told.startswith('UserError: device = "tpu", but torchrun has started 4 processes (WORLD_SIZE); expected one on each')
+    assert "without torchrun" in told
+
+
+AS_TPU = """
+import sys
+sys.path[:0] = sys.argv[1:]
+import torch_xla.runtime as xr
+xr.device_type = lambda: "TPU"
+from xla_cases import batch_of, started
+device, model, optimizer = started("llama")
+loss = device.forward_backward(model, batch_of(4, 40), 0.1)
+optimizer.update(1e-3, 1.0)
+device.end_step()
+assert device.read([loss])[0] > 0
+print(device.name, device.peak_flops, *device.monitor(), sep="; ")
+"""
+
+
+@pytest.mark.parametrize(
+    ("named", "shown"),
+    [
+        ({"TPU_ACCELERATOR_TYPE": "v5litepod-4"}, "TPU v5e-4; 197000000000000.0; compiles"),
+        ({}, "TPU, 4 devices; 0.0; compiles"),
+    ],
+)
+def test_what_only_a_real_tpu_goes_through_does_not_stop_a_run(named: dict[str, str], shown: str) -> None:
+    """On virtual devices that say they are a TPU: its name, and its memory, which torch_xla does not tell."""
+    folders = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "plugins" / "training")]
+    kept = {name: value for name, value in os.environ.items() if "ACCELERATOR_TYPE" not in name}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", AS_TPU, *folders],
+        env={**kept, "PJRT_DEVICE": "CPU", "CPU_NUM_DEVICES": "4", **named},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.strip() == shown
+
+
 def test_a_tpu_in_use_is_named_as_such() -> None:
     from sysscan_plugins.training.devices.xla.runtime import _not_started
 

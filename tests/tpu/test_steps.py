@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
 import torch
-from xla_cases import batch_of, started
+from xla_cases import Options, batch_of, model, started
 
 from sysscan_models.errors import UserError
+from sysscan_plugins.training.devices import open_device
+from sysscan_plugins.training.devices.xla.dropout import DividedDropout
 from sysscan_plugins.training.static_optimizers import rounded
 
 
@@ -95,6 +99,28 @@ def test_what_a_tpu_cannot_do_is_said() -> None:
         started("llama", config={"attention_dropout": 0.5})
     with pytest.raises(UserError, match=r"tensor_parallel is 3, which does not divide the 4 devices.*valid choices: 1, 2, 4"):
         started("llama", tensor_parallel=3)
+
+
+def test_several_hosts_divide_rows_only() -> None:
+    device = open_device("tpu")
+    device.processes = 2
+    with pytest.raises(UserError, match=r"tensor_parallel is 2, and this slice has 2 hosts.*Set tensor_parallel = 1"):
+        device.place(model("llama"), Options(tensor_parallel=2))
+
+
+@pytest.mark.parametrize(("kind", "changes"), [("llama", {}), ("dropout", {"expert_capacity": 1.25})])
+def test_a_closed_device_keeps_nothing_of_the_model(kind: str, changes: dict[str, Any]) -> None:
+    device, trained, optimizer = started(kind, **changes)
+    step(device, trained, optimizer)
+    weight = weakref.ref(next(trained.parameters()))
+    assert any(isinstance(module, DividedDropout) for module in trained.modules()) == (kind == "dropout")
+    optimizer.release()
+    device.close()
+    assert not any(isinstance(module, DividedDropout) for module in trained.modules())
+    assert not any(module._forward_hooks for module in trained.modules())
+    del trained, optimizer
+    gc.collect()
+    assert weight() is None
 
 
 def test_memory_errors_of_the_runtime_are_known() -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sysscan_models.planning.shapes import Shape, shape_of
+from sysscan_models.progress import Progress
 from sysscan_plugins.training import TrainingOptions
 from sysscan_plugins.training.base_model import ARCHITECTURES
 from sysscan_plugins.training.batches import EncodedSplit, Plan
@@ -72,12 +73,19 @@ class Gauge:
         figures = {"step_seconds": seconds / steps, "tokens_per_s": float(round(tokens / seconds))}
         return {**figures, **({} if share is None else {"mfu": share}), **self.device.monitor()}
 
+    def tell(self, bar: Progress) -> None:
+        """Say how well the device was used, where its peak is known, and how much of the work was padding."""
+        if self.padding:
+            bar.note(f"{self.padding:.0%} of the positions of the packed rows were padding")
+        if said := self.verdict():
+            bar.note(said)
+
     def verdict(self) -> str:
         """Return one sentence about the use of the device in the whole run; nothing where its peak is not known."""
         share = self._share(self.tokens / self.seconds) if self.seconds else None
         if share is None or self.shape is None:
             return ""
-        waste = Waste(padding=self.padding, waiting=min(1.0, self.prepared / self.seconds))
+        waste = Waste(padding=self.padding, preparing=min(1.0, self.prepared / self.seconds))
         return likely_cause(share, self.shape, self.options, waste)
 
     def _share(self, tokens_per_second: float) -> float | None:

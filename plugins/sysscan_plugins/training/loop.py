@@ -120,8 +120,8 @@ def train_model(
     with Progress(f"train {job.role.name}", unit="steps") as bar:
         for split in (train, valid):
             _report(split, bar)
-        with device.in_turn():
-            found = checkpoints.latest(folder, run_key, bar.note)
+        with device.in_turn() as first:  # what the first process has checked and cleared away, the others only look up
+            found = checkpoints.latest(folder, run_key, bar.note, contents=first)
         state = found[1] if found else {}
         # A run goes on with the rows per step that it began with, on however many devices.
         plan = Plan(train.lengths, options, job.seed, devices=state.get("devices", device.count))
@@ -137,7 +137,7 @@ def train_model(
             if found:
                 device.load_state(optimizer, found[0])
                 run.result = TrainResult(**state["result"])
-                bar.note(f"goes on after step {run.result.steps} of {plan.steps}")
+                bar.note(f"goes on after step {run.result.steps} of {plan.steps}" + _idle(plan, run))
 
             def save() -> Path:
                 _read(run)
@@ -172,6 +172,7 @@ def train_model(
                     break
                 if stopped:
                     path = save()
+                    gauge.tell(bar)
                     log.draw()
                     raise Interrupted(
                         f"training of {job.role.name} was stopped after step {done} of {plan.steps}; "
@@ -182,12 +183,19 @@ def train_model(
                     saved = time.monotonic()
                     gauge.restart()
             run.result = replace(run.result, final_valid_loss=_validate(run, plan.steps))
-            if said := gauge.verdict():
-                bar.note(said)
+            gauge.tell(bar)
             log.draw()
             optimizer.release()
             model.eval()
     return run.result
+
+
+def _idle(plan: Plan, run: _Run) -> str:
+    """Say when a step has fewer rows than devices."""
+    spare = run.device.count * run.micro_batch_size - plan.rows_per_step
+    if spare <= 0:
+        return ""
+    return f"; its steps have {plan.rows_per_step} rows, so {spare} of {run.device.count} devices' places stay empty"
 
 
 def _trained(model: Any) -> dict[str, Any]:
@@ -212,7 +220,12 @@ def _take_step(run: _Run, step: int) -> _Step:
     rate = learning_rate(step, run.plan.steps, run.options)
     with _memory_for("gradients and the optimizer's state", run.device):
         norm = run.optimizer.update(rate, run.options.max_grad_norm)
+    try:
         run.device.end_step()
+    except Exception as error:
+        if run.device.is_out_of_memory(error):  # a device that compiles whole steps finds out here
+            raise SysscanError(_no_room(run)) from error
+        raise
     return _Step(step + 1, losses, norm, micro_rows, sum(batch.tokens for batch in batches), supervised, rate)
 
 
@@ -243,11 +256,7 @@ def _halve(run: _Run) -> None:
     """Go on with micro-batches of half the size, which changes no result, and say so; raise when there is nothing to halve."""
     size = run.micro_batch_size
     if size == 1 or run.device.processes > 1:
-        advice = "" if run.options.gradient_checkpointing else "gradient_checkpointing = true, "
-        raise SysscanError(
-            f"{run.device.name} has not enough memory for {_rows(size)} of {run.options.max_seq_length} tokens. "
-            f'Set {advice}a smaller max_seq_length, or optimizer = "adafactor"'
-        )
+        raise SysscanError(_no_room(run))
     run.device.free_memory()
     run.micro_batch_size = size // 2
     steps = math.ceil(run.plan.rows_per_step / (run.micro_batch_size * run.device.count))
@@ -256,8 +265,16 @@ def _halve(run: _Run) -> None:
     )
 
 
-def _rows(count: int) -> str:
-    return "one row" if count == 1 else f"{count} rows"
+def _no_room(run: _Run) -> str:
+    """Say what a micro-batch that does not fit can be made smaller by."""
+    size, options = run.micro_batch_size, run.options
+    rows = "one row" if size == 1 else f"{size} rows"
+    advice = "" if size == 1 else f"micro_batch_size = {size // 2}, "
+    advice += "" if options.gradient_checkpointing else "gradient_checkpointing = true, "
+    return (
+        f"{run.device.name} has not enough memory for {rows} of {options.max_seq_length} tokens. "
+        f'Set {advice}a smaller max_seq_length, or optimizer = "adafactor"'
+    )
 
 
 @contextmanager

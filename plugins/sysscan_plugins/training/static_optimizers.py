@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from sysscan_plugins.training.noise import uniform_like
+
 
 class StaticAdamW(torch.optim.Optimizer):
     """The maths of torch.optim.AdamW. State by torch's names: `step` [], fp32; `exp_avg`, `exp_avg_sq` like the parameter."""
@@ -81,5 +83,5 @@ def rounded(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     # Not on the bits: torch_xla computes up to here and goes to the host when a type is reinterpreted. The exponent may come
     # out one too large just below a power of two; that is coarser, but keeps the mean too.
     step = torch.pow(2.0, torch.floor(torch.log2(values.abs()) + 1e-6) - 7)  # between neighbours in bf16
-    moved = torch.floor(values / step + torch.rand_like(values)) * step
+    moved = torch.floor(values / step + uniform_like(values)) * step
     return torch.where(torch.isfinite(moved), moved, values).to(dtype)

@@ -32,10 +32,8 @@ class Waste:
 
     padding: float = 0.0
     """Of the positions of the packed rows: those without a token."""
-    waiting: float = 0.0
-    """Of the time: the device had nothing to do because the host prepared batches."""
-    compiling: float = 0.0
-    """Of the time: XLA compiled."""
+    preparing: float = 0.0
+    """Of the time: the host laid out batches."""
 
 
 def attended(lengths: Iterable[int]) -> float:
@@ -93,8 +91,7 @@ def likely_cause(share: float, shape: Shape, options: TrainingOptions, waste: Wa
 
 def _cause(shape: Shape, options: TrainingOptions, waste: Waste) -> str:
     measured = {
-        "compiling": f"{waste.compiling:.0%} of the time went into compiling, which ends after the first steps",
-        "waiting": f"the device waited for data {waste.waiting:.0%} of the time; give the host more processors",
+        "preparing": f"laying out batches took {waste.preparing:.0%} of the time; give the host faster processors",
         "padding": f"{waste.padding:.0%} of the positions are padding; "
         + ("set a smaller max_seq_length" if options.packing else "set packing = true"),
     }

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +31,22 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def train(folder: Path, processes: int, options: dict[str, Any], *, out: str = "", **described: Any) -> Path:
-    """Train in so many processes and return the result's folder."""
+def launched(folder: Path, processes: int, options: dict[str, Any], *, out: str = "", **described: Any) -> list[Any]:
+    """Return the command that trains in so many processes."""
     out = out or f"out{processes}"
     case = folder / f"{out}.json"
     whole = {"folder": str(folder), "out": out, "trainer": "full_finetune", "options": options, **described}
     case.write_text(json.dumps(whole))
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
+    return [sys.executable, *launcher, str(PROGRAM), str(case)]
+
+
+def train(folder: Path, processes: int, options: dict[str, Any], *, out: str = "", **described: Any) -> Path:
+    """Train in so many processes and return the result's folder."""
+    out = out or f"out{processes}"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "SYSSCAN_PROGRESS": "lines"}
-    done = subprocess.run(
-        [sys.executable, *launcher, str(PROGRAM), str(case)], env=environment, capture_output=True, text=True, check=False
-    )
+    command = launched(folder, processes, options, out=out, **described)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert "stops_at" in described or done.returncode == 0, done.stderr[-4000:]
     (folder / f"{out}.log").write_text(done.stderr)
     return folder / out
@@ -103,6 +110,32 @@ def test_a_run_goes_on_in_another_number_of_processes(folder: Path, first: int, 
     loaded = dict(checkpoints.tensors(folder / "loaded"))
     assert before.keys() == loaded.keys()
     assert all(torch.equal(before[name], loaded[name]) for name in before), "nothing is lost on the way"
+
+
+@pytest.mark.slow
+def test_a_fault_of_the_data_is_one_message(folder: Path) -> None:
+    make_base(folder / "base")
+    (folder / "splits" / "train.jsonl").write_text("no JSON")
+    done = subprocess.run(launched(folder, 3, FULL), capture_output=True, text=True, check=False)
+    assert done.stderr.count("line 1: expected a JSON object") == 1
+    assert done.stderr.count("another process failed; its message says why") == 2
+    assert "FileExistsError" not in done.stderr
+
+
+@pytest.mark.slow
+def test_ctrl_c_of_the_launcher_keeps_the_work(folder: Path) -> None:
+    make_base(folder / "base")
+    options = {**FULL, "epochs": 400}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "SYSSCAN_PROGRESS": "lines"}
+    line = launched(folder, 2, options)
+    with subprocess.Popen(line, env=environment, stderr=subprocess.PIPE, text=True) as running:
+        log = folder / "out2" / "train_log.jsonl"
+        while running.poll() is None and not (log.exists() and log.read_bytes().count(b'"loss"') > 3):
+            time.sleep(0.2)
+        running.send_signal(signal.SIGTERM)
+        said = running.communicate(timeout=120)[1]
+    assert "stopping after this step, then saving a checkpoint" in said
+    assert len(list((folder / "out2" / "checkpoints").glob("checkpoint-*/state.json"))) == 1
 
 
 @pytest.mark.slow

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+import weakref
 from typing import Any
 
 import pytest
@@ -11,11 +11,19 @@ from torch.nn.functional import silu
 from training_cases import tiny_model
 
 from sysscan_models.encoding import IGNORE_INDEX
+from sysscan_plugins.training import noise
 from sysscan_plugins.training.attention import segment_attention
 from sysscan_plugins.training.devices.xla.attention import static_attention, use_static_attention
-from sysscan_plugins.training.devices.xla.experts import CapacityExperts, looped_experts, use_static_experts
+from sysscan_plugins.training.devices.xla.dropout import DividedDropout, divide_dropout, restore_dropout
+from sysscan_plugins.training.devices.xla.experts import (
+    CapacityExperts,
+    forget_experts,
+    looped_experts,
+    use_static_experts,
+)
 from sysscan_plugins.training.devices.xla.loss import head_backward, head_loss
 from sysscan_plugins.training.loss import head_backward as dynamic_backward
+from sysscan_plugins.training.noise import uniform_like
 from sysscan_plugins.training.static_optimizers import StaticAdamW, rounded
 
 LENGTHS = (5, 13, 1, 9)
@@ -283,12 +291,75 @@ def test_the_name_of_a_device_without_its_package_says_what_to_install(monkeypat
 
 
 def test_devices_are_named_as_slices_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
     from sysscan_plugins.training.devices.xla import runtime
 
-    kinds = {"TPU v5 lite": ("TPU v5e-8", 197e12), "TPU v4": ("TPU v4-16", 275e12), "TPU v9": ("TPU v9 x 8", 0.0)}
+    monkeypatch.delenv("ACCELERATOR_TYPE", raising=False)
+    kinds = {
+        "v5litepod-8": ("TPU v5e-8", 197e12),
+        "v4-8": ("TPU v4-16", 275e12),
+        "v3-8": ("TPU v3-8", 61.5e12),
+        "v9-8": ("TPU, 8 devices", 0.0),
+        "": ("TPU, 8 devices", 0.0),
+    }
     for kind, expected in kinds.items():
-        package = SimpleNamespace(_XLAC=SimpleNamespace(_xla_device_kind=lambda _, kind=kind: kind), device=lambda: "xla:0")
-        monkeypatch.setitem(sys.modules, "torch_xla", package)
+        monkeypatch.setenv("TPU_ACCELERATOR_TYPE", kind)
         assert runtime._named("TPU", 8) == expected
+    assert runtime._named("TPU", 1) == ("TPU, 1 device", 0.0)
+
+
+def test_noise_is_uniform_and_without_a_pattern() -> None:
+    torch.manual_seed(3)
+    shape, count = torch.empty(500, 40, 25), 500_000
+    first, second = (uniform_like(shape).double() - 0.5 for _ in range(2))
+    assert first.shape == shape.shape
+    assert first.min() >= -0.5
+    assert first.max() < 0.5
+    even = 5 / (12 * count) ** 0.5  # five deviations of a mean
+    assert abs(first.mean()) < even
+    assert abs(first.square().mean() * 12 - 1) < 5 * (0.8 / count) ** 0.5
+    flat = first.flatten()
+    pairs = [(flat[lag:], flat[:-lag]) for lag in (1, 25, 1000)] + [(flat, second.flatten())]
+    for one, other in pairs:
+        assert abs((one * other).mean()) * 12 < 5 / count**0.5, "numbers depend on each other"
+    torch.manual_seed(3)
+    assert torch.equal(uniform_like(shape).double() - 0.5, first)
+
+
+def test_noise_of_an_element_depends_on_its_place_alone() -> None:
+    """So that parts can be made apart; also where numbers of places wrap around."""
+    found = [noise._places(torch.empty(shape)).flatten().tolist() for shape in ((3, 4, 5), (60,), (), (0, 3))]
+    assert found == [list(range(60)), list(range(60)), [0], []]
+    assert [noise._signed(number) for number in (5, 2**31 - 1, 2**31, 2**32 - 1, 2**32 + 7)] == [5, 2**31 - 1, -(2**31), -1, 7]
+    bits = torch.tensor([-1, -(2**31), -12345678, 12345678], dtype=torch.int32)
+    assert noise._shifted(bits, 15).tolist() == [int(bit) % 2**32 >> 15 for bit in bits]
+
+
+def test_divided_dropout_is_dropout() -> None:
+    torch.manual_seed(0)
+    dropout, ones = DividedDropout(0.3), torch.ones(200, 500, dtype=torch.bfloat16, requires_grad=True)
+    dropped = dropout(ones)
+    dropped.sum().backward()
+    assert dropped.dtype == torch.bfloat16
+    assert sorted(dropped.unique().tolist()) == pytest.approx([0, 1 / 0.7], rel=0.01)
+    assert torch.equal(ones.grad, dropped)
+    assert (dropped == 0).double().mean().item() == pytest.approx(0.3, abs=0.01)
+    assert dropout.eval()(ones) is ones
+    assert DividedDropout(0.0)(ones) is ones
+
+
+def test_dropout_modules_are_divided_and_put_back() -> None:
+    model = torch.nn.Sequential(torch.nn.Dropout(0.1), torch.nn.Linear(2, 2), torch.nn.Dropout(0.0))
+    divide_dropout(model)
+    assert [type(module) for module in model] == [DividedDropout, torch.nn.Linear, DividedDropout]
+    restore_dropout(model)
+    assert [type(module) for module in model] == [torch.nn.Dropout, torch.nn.Linear, torch.nn.Dropout]
+
+
+def test_experts_are_let_go() -> None:
+    model, experts = tiny_model("mixtral"), capacity_of(1.0, torch.ones(1, 4, dtype=torch.bool))
+    use_static_experts(model, experts)
+    alive = weakref.ref(experts)
+    del experts
+    assert alive() is not None
+    forget_experts()
+    assert alive() is None

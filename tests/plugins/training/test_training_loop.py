@@ -381,6 +381,22 @@ def test_options_that_do_not_affect_the_result_are_no_part_of_the_key() -> None:
     assert Options(learning_rate=1).keyed() != Options().keyed()
 
 
+@pytest.mark.parametrize(
+    ("option", "named"), [({"tensor_parallel": 2}, "tensor_parallel = 2"), ({"attention": "flash"}, 'attention = "flash"')]
+)
+def test_options_of_tpus_are_refused_elsewhere(tmp_path: Path, option: dict[str, Any], named: str) -> None:
+    with pytest.raises(UserError, match=f"{named} is for TPUs, and this is cpu; leave the option out"):
+        train(make_job(tmp_path), **option)
+
+
+def test_a_capacity_of_experts_is_for_tpus_and_said_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SYSSCAN_PROGRESS", "lines")
+    train(make_job(tmp_path), None, tiny_model("mixtral"), max_steps=1, expert_capacity=1.25)
+    assert "cpu: expert_capacity is for TPUs" in capsys.readouterr().err
+
+
 def test_unknown_devices_are_refused_with_the_choices() -> None:
     assert open_device("cpu").name == "cpu"
     with pytest.raises(UserError, match=r"unknown device 'gpu'. Valid choices: auto, cpu, cuda, tpu, cuda:N"):

@@ -87,8 +87,7 @@ def test_at_the_goal_nothing_is_said_and_good_runs_are_left_alone() -> None:
 @pytest.mark.parametrize(
     ("options", "waste", "names"),
     [
-        ({}, Waste(compiling=0.5, padding=0.4), "50% of the time went into compiling"),
-        ({}, Waste(waiting=0.3), "waited for data 30% of the time"),
+        ({}, Waste(preparing=0.5, padding=0.4), "laying out batches took 50% of the time"),
         ({}, Waste(padding=0.4), "40% of the positions are padding; set a smaller max_seq_length"),
         ({"packing": False}, Waste(padding=0.4), "set packing = true"),
         ({"compute_dtype": "float32"}, Waste(padding=0.1), "computes in float32"),

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from sysscan_models import processes
 from sysscan_models.config import DEVICES, device_choices
-from sysscan_models.errors import UserError
+from sysscan_models.errors import SysscanError, UserError
 from sysscan_plugins.training import checkpoints
 
 if TYPE_CHECKING:
@@ -128,15 +128,35 @@ class Device(ABC):
 
     @contextmanager
     def in_turn(self) -> Iterator[bool]:
-        """Let the first process go through a block before the others; gives whether this is the first."""
-        yield True
+        """Let the first process go through a block before the others; gives whether this is the first.
 
-    def wait(self) -> None:  # noqa: B027 - one process waits for nobody
+        Where the first one fails, the others do not enter: raises SysscanError there.
+        """
+        first, failed = self.process == 0, True
+        if not first and self.agreed(False)[0]:
+            raise SysscanError("another process failed; its message says why")
+        try:
+            yield first
+            failed = False
+        finally:
+            if first:
+                self.agreed(failed)
+
+    def wait(self) -> None:
         """Wait until all processes are here."""
+        self.agreed()
 
     def agreed(self, *flags: bool) -> tuple[bool, ...]:
         """Return, for each flag, whether any process has it set; all processes get the same answer."""
-        return flags
+        if self.processes == 1:
+            return flags
+        import torch
+        import torch.distributed as dist
+
+        # On the CPU: the accelerator's queue must not be waited for, and the limits of its library are minutes.
+        values = torch.tensor([0.0, *map(float, flags)])
+        dist.all_reduce(values, op=dist.ReduceOp.MAX)
+        return tuple(bool(value) for value in values.tolist()[1:])
 
     def is_out_of_memory(self, error: BaseException) -> bool:
         """Say whether an error of `forward_backward` means that the micro-batch was too large."""

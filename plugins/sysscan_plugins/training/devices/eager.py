@@ -12,6 +12,8 @@ from typing import Any
 import torch
 
 from sysscan_models.encoding import IGNORE_INDEX
+from sysscan_models.errors import UserError
+from sysscan_models.progress import say
 from sysscan_plugins.training import TrainingOptions
 from sysscan_plugins.training.attention import use_segment_attention
 from sysscan_plugins.training.batches import Batch
@@ -34,6 +36,11 @@ class EagerDevice(Device):
 
     def prepare(self, causal: Any, options: TrainingOptions) -> None:
         """Let the model attend within segments, and recompute activations if asked to."""
+        if options.tensor_parallel > 1 or options.attention == "flash":
+            asked = 'attention = "flash"' if options.attention == "flash" else f"tensor_parallel = {options.tensor_parallel}"
+            raise UserError(f"{asked} is for TPUs, and this is {self.name}; leave the option out")
+        if options.expert_capacity and getattr(causal.config, "num_local_experts", 0):
+            say(f"{self.name}: expert_capacity is for TPUs; here every expert computes exactly the tokens that are sent to it")
         use_segment_attention(causal)
         if options.gradient_checkpointing:
             enable = getattr(causal, "activation_checkpointing_enable", None)  # what newer transformers call it

@@ -11,8 +11,10 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
+from datetime import timedelta
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -26,13 +28,16 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
-from sysscan_models.errors import SysscanError
+from sysscan_models.errors import SysscanError, UserError
 from sysscan_plugins.training import TrainingOptions, checkpoints
 from sysscan_plugins.training.adafactor import Adafactor
 from sysscan_plugins.training.batches import Batch
 from sysscan_plugins.training.devices import Weights
 from sysscan_plugins.training.devices.eager import EagerDevice, causal_model
 from sysscan_plugins.training.optimizers import MasterOptimizer, decayed
+
+_PATIENCE = timedelta(days=2)
+"""How long a process waits for the others: while the first one encodes an archive or hashes a checkpoint, hours."""
 
 
 class FullySharded(EagerDevice):
@@ -41,16 +46,25 @@ class FullySharded(EagerDevice):
     streams = True
 
     def __init__(self, name: str) -> None:
-        kind = name.partition(":")[0]
+        kind, _, number = name.partition(":")
+        if number:
+            raise UserError(f"device {name!r} names one card, but several processes were started; set device to {kind!r}")
         self._single = _own_device(kind)
         super().__init__(self._single.name)
         if not dist.is_initialized():
-            dist.init_process_group("gloo" if kind == "cpu" else "cpu:gloo,cuda:nccl")
+            dist.init_process_group("gloo" if kind == "cpu" else "cpu:gloo,cuda:nccl", timeout=_PATIENCE)
         self.process, self.processes = dist.get_rank(), dist.get_world_size()
         self.count = self.processes
         self.name = f"{self.count} x {kind}"
         self.peak_flops = self._single.peak_flops
         self._mesh = init_device_mesh(kind, (self.count,))
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if error is None:
+            self.close()
+        elif isinstance(error, dist.DistBackendError) or "Connection closed by peer" in str(error):
+            raise SysscanError("another process failed; its message says why") from error
+        # With an error on its way nothing is closed: that would wait for processes that may be gone.
 
     def close(self) -> None:
         """See Device."""
@@ -156,28 +170,6 @@ class FullySharded(EagerDevice):
             optimizer.load_parts(folder)
         else:
             optimizer.load(checkpoints.tensors(folder))
-
-    @contextmanager
-    def in_turn(self) -> Iterator[bool]:
-        """See Device."""
-        first = self.process == 0
-        if not first:
-            self.wait()
-        try:
-            yield first
-        finally:
-            if first:
-                self.wait()
-
-    def wait(self) -> None:
-        """See Device."""
-        dist.barrier(device_ids=[self.device.index]) if self.device.type == "cuda" else dist.barrier()
-
-    def agreed(self, *flags: bool) -> tuple[bool, ...]:
-        """See Device."""
-        values = torch.tensor([float(flag) for flag in flags])  # on the CPU: the accelerator's queue must not be waited for
-        dist.all_reduce(values, op=dist.ReduceOp.MAX)
-        return tuple(bool(value) for value in values.tolist())
 
     def free_memory(self) -> None:
         """See Device."""

@@ -10,14 +10,15 @@ Shapes: B rows of all devices, T positions, H hidden size.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from sysscan_models.errors import SysscanError, UserError
-from sysscan_plugins.training import TrainingOptions
+from sysscan_plugins.training import TrainingOptions, checkpoints
 from sysscan_plugins.training.batches import Batch
 from sysscan_plugins.training.devices import Device, Weights
 from sysscan_plugins.training.devices.eager import causal_model
@@ -26,6 +27,7 @@ from sysscan_plugins.training.loss import LOGITS
 from sysscan_plugins.training.optimizers import MasterOptimizer
 
 if TYPE_CHECKING:
+    from sysscan_plugins.training.devices.xla.experts import CapacityExperts
     from sysscan_plugins.training.devices.xla.optimizer import XLAOptimizer
 
 
@@ -41,13 +43,28 @@ class XLA(Device):
         self.process, self.processes = self._runtime.process, self._runtime.processes
         self.peak_flops = self._runtime.peak_flops
         if self.processes > 1:  # untested: needs a slice of several hosts
-            torch.distributed.init_process_group("gloo", init_method="xla://")
+            patience = timedelta(days=2)  # others wait while the first one encodes an archive or hashes a checkpoint
+            torch.distributed.init_process_group("gloo", init_method="xla://", timeout=patience)
         self._shapes: list[str] = []
+        self._hooks: list[Any] = []
+        self._model: Any = None
         self._optimizer: XLAOptimizer | None = None
+        self._experts: CapacityExperts | None = None
         self._checked = False
 
     def close(self) -> None:
-        """See Device."""
+        """See Device; the model's weights on the devices live no longer than the model."""
+        from sysscan_plugins.training.devices.xla.dropout import restore_dropout
+        from sysscan_plugins.training.devices.xla.experts import forget_experts
+
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+        if self._experts is not None:
+            forget_experts()
+        if self._model is not None:
+            restore_dropout(self._model)
+        self._model = self._optimizer = self._experts = None
         if self.processes > 1:
             torch.distributed.destroy_process_group()
 
@@ -56,8 +73,14 @@ class XLA(Device):
         import torch_xla
 
         from sysscan_plugins.training.devices.xla.compiles import CompileGuard
+        from sysscan_plugins.training.devices.xla.dropout import divide_dropout
         from sysscan_plugins.training.devices.xla.layout import Layout
 
+        if options.tensor_parallel > 1 and self.processes > 1:
+            raise UserError(
+                f"tensor_parallel is {options.tensor_parallel}, and this slice has {self.processes} hosts; on several hosts "
+                f"only rows are divided. Set tensor_parallel = 1, or use a slice of one host"
+            )
         causal = causal_model(model)
         self._layout = Layout(self.count, options.tensor_parallel, processes=self.processes)
         self._model, self._optimizer, self._checked = model, None, False
@@ -65,6 +88,7 @@ class XLA(Device):
         given = weights if weights is not None else [(name, p.detach()) for name, p in model.named_parameters()]
         _fill(model, given, self._layout)
         self._use_experts(causal, options)
+        divide_dropout(model)
         self._divide_activations(causal)
         if options.gradient_checkpointing:
             _checkpoint(causal)
@@ -94,25 +118,21 @@ class XLA(Device):
     def _use_experts(self, causal: Any, options: TrainingOptions) -> None:
         from sysscan_plugins.training.devices.xla.experts import CapacityExperts, looped_experts, use_static_experts
 
-        self._experts: CapacityExperts | None = None
+        self._experts = None
         if not getattr(causal.config, "num_local_experts", 0):
             return
         if options.expert_capacity:
             dropped = self._layout.send(torch.zeros(()), ())
-            divide = self._divide_experts
-            self._experts = CapacityExperts(options.expert_capacity, dropped, divide, recomputed=options.gradient_checkpointing)
+            self._experts = CapacityExperts(
+                options.expert_capacity, dropped, self._layout.mark_experts, recomputed=options.gradient_checkpointing
+            )
         use_static_experts(causal, self._experts or looped_experts)
-
-    def _divide_experts(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Send tokens [E, ...] to the devices that hold their experts, where experts are divided."""
-        if tensor.shape[0] % self._layout.axes["fsdp"]:
-            return tensor
-        return self._layout.mark_rows(tensor)
 
     def _divide_activations(self, causal: Any) -> None:
         """Keep every device at its own rows: left alone, XLA may gather activations to save a gathering of weights."""
+        layout = self._layout
         for module in (causal.model.embed_tokens, *causal.model.layers, causal.get_output_embeddings()):
-            module.register_forward_hook(lambda _, __, output: self._layout.mark_rows(output))
+            self._hooks.append(module.register_forward_hook(lambda _, __, output: layout.mark_rows(output)))
 
     def create_optimizer(self, parameters: Mapping[str, torch.nn.Parameter], options: TrainingOptions) -> MasterOptimizer:
         """See Device."""
@@ -203,8 +223,9 @@ class XLA(Device):
         if self._experts is not None:
             [figures["dropped_tokens"]] = self.read([self._experts.dropped])
         if self._runtime.is_tpu:
-            memory = xm.get_memory_info(torch_xla.device())
-            figures["memory_gb"] = float(memory.get("peak_bytes_used", memory.get("bytes_used", 0))) / 1e9
+            with suppress(RuntimeError):  # torch_xla 2.9 knows no memory of devices that run one program
+                memory = xm.get_memory_info(torch_xla.device())
+                figures["memory_gb"] = float(memory.get("peak_bytes_used", memory.get("bytes_used", 0))) / 1e9
         return figures
 
     def gathered(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -223,8 +244,11 @@ class XLA(Device):
         """See Device."""
         from sysscan_plugins.training.devices.xla import state
 
-        state.load(dict(optimizer.tensors()), folder)
         assert self._optimizer is not None
+        if checkpoints.is_sharded(folder):
+            state.load(dict(optimizer.tensors()), folder)
+        else:
+            self._optimizer.load(checkpoints.tensors(folder))
         self._optimizer.refresh()
         self._layout.check(self._parameters(), "after resuming")
         self._layout.check(self._optimizer.laid_out(), "after resuming")
@@ -233,31 +257,6 @@ class XLA(Device):
     def _parameters(self) -> Iterator[tuple[str, Any, tuple[str | None, ...]]]:
         for name, parameter in self._model.named_parameters():
             yield name, parameter, self._layout.of_parameter(name, parameter.shape)
-
-    @contextmanager
-    def in_turn(self) -> Iterator[bool]:
-        """See Device; several hosts: untested."""
-        first = self.process == 0
-        if not first:
-            self.wait()
-        try:
-            yield first
-        finally:
-            if first:
-                self.wait()
-
-    def wait(self) -> None:
-        """See Device; several hosts: untested."""
-        if self.processes > 1:
-            torch.distributed.barrier()
-
-    def agreed(self, *flags: bool) -> tuple[bool, ...]:
-        """See Device; several hosts: untested."""
-        if self.processes == 1:
-            return flags
-        values = torch.tensor([float(flag) for flag in flags])
-        torch.distributed.all_reduce(values, op=torch.distributed.ReduceOp.MAX)
-        return tuple(bool(value) for value in values.tolist())
 
     def is_out_of_memory(self, error: BaseException) -> bool:
         """See Device."""

@@ -88,3 +88,10 @@ def use_static_experts(model: Any, experts: Callable[..., torch.Tensor]) -> None
 
     ALL_EXPERTS_FUNCTIONS.register(NAME, experts)
     model.set_experts_implementation(NAME)
+
+
+def forget_experts() -> None:
+    """Let go of what `use_static_experts` was given: transformers would keep it to the end of the process."""
+    from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+    ALL_EXPERTS_FUNCTIONS.register(NAME, looped_experts)

@@ -89,6 +89,10 @@ class Layout:
             tensor.register_hook(lambda gradient: self.mark(gradient, spec))  # type: ignore[no-untyped-call]
         return self.mark(tensor, spec)
 
+    def mark_experts(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Send tokens [E, ...] to the devices that hold their experts, where experts are divided."""
+        return tensor if tensor.shape[0] % self.axes["fsdp"] else self.mark_rows(tensor)
+
     def check(self, tensors: Iterable[tuple[str, torch.Tensor, Spec]], when: str) -> None:
         """Raise SysscanError when a tensor does not lie as it should."""
         for name, tensor, spec in tensors:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -57,6 +57,19 @@ class XLAOptimizer(MasterOptimizer):
             yield f"master:{name}", master.detach(), spec
             for key, value in self.optimizer.state[master].items():
                 yield f"{key}:{name}", value, self._layout.of_state(spec, master.shape, value.shape)
+
+    def load(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """See MasterOptimizer; takes whole tensors, as one device writes them, and each device gets its part alone."""
+        own = {name: (tensor, spec) for name, tensor, spec in self.laid_out()}
+        missing = set(own)
+        for name, tensor in tensors:
+            target, spec = own[name]
+            target.copy_(self._layout.send(tensor.to(target.dtype).contiguous(), spec))
+            torch_xla.sync()
+            missing.discard(name)
+        self.refresh()
+        if missing:
+            raise ValueError(f"the checkpoint does not hold {sorted(missing)[:3]}")
 
     def refresh(self) -> None:
         """Bring the model's weights up to date with masters that were written to."""

@@ -7,21 +7,10 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any
 
+from sysscan_models import processes
 from sysscan_models.errors import UserError
-from sysscan_models.machine import tpu_slice
-
-_KINDS = {
-    "TPU v2": "v2",
-    "TPU v3": "v3",
-    "TPU v4": "v4",
-    "TPU v5 lite": "v5e",
-    "TPU v5": "v5p",
-    "TPU v5p": "v5p",
-    "TPU v6 lite": "v6e",
-}
-"""What the runtime calls the generations."""
+from sysscan_models.machine import tpu_slice, tpu_type
 
 _INSTALL = "install the two together, of one version: pip install 'torch~=2.9.0' 'torch_xla[tpu]~=2.9.0'"
 
@@ -31,7 +20,7 @@ class Runtime:
     """What was found when it started."""
 
     name: str
-    """`TPU v5e-8`, `4 virtual CPU devices`."""
+    """`TPU v5e-8`; `TPU, 8 devices` where the environment does not name it; `4 virtual CPU devices`."""
     devices: int
     """Over all processes."""
     process: int
@@ -47,6 +36,11 @@ class Runtime:
 
 def start() -> Runtime:
     """Start torch_xla in SPMD mode; raise UserError when there is no TPU, or torch_xla is not there or does not fit."""
+    if (several := processes.count()) > 1:
+        raise UserError(
+            f'device = "tpu", but torchrun has started {several} processes (WORLD_SIZE); expected one on each host, which '
+            f"drives all its chips. Run the same command without torchrun, on a slice of several hosts once on each"
+        )
     _import_torch_xla()
     import torch_xla.runtime as xr
 
@@ -96,14 +90,16 @@ def _not_started(error: str) -> str:
 
 
 def _named(kind: str, devices: int) -> tuple[str, float]:
-    import torch_xla
+    """Return the name of the devices, and their peak if it is known.
 
+    The environment is asked, not the runtime: that knows no device by name once it runs one program over all of them, and when
+    it was asked before, the first such program crashes.
+    """
     if kind == "CPU":
         return f"{devices} virtual CPU device{'s' if devices > 1 else ''}", 0.0
-    found: Any = torch_xla._XLAC._xla_device_kind(str(torch_xla.device()))
-    generation = _KINDS.get(found)
-    if generation is None:
-        return f"{found} x {devices}", 0.0
-    size = devices * 2 if generation in ("v4", "v5p") else devices  # their names count cores, of which a device has two
-    known = tpu_slice(f"{generation}-{size}")
-    return f"TPU {generation}-{size}", known.peak_flops if known else 0.0
+    generation = tpu_type().partition("-")[0]
+    for size in (devices, 2 * devices):  # the names of some generations count cores, of which a device has two
+        found = tpu_slice(f"{generation}-{size}")
+        if found and found.devices == devices:
+            return f"TPU {generation}-{size}", found.peak_flops
+    return f"TPU, {devices} device{'s' if devices > 1 else ''}", 0.0

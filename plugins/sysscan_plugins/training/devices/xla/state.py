@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,9 +36,25 @@ def _group() -> Iterator[None]:
     """Have a group of processes, of this one alone if there is none: the planners ask it who writes what."""
     own = not dist.is_initialized()
     if own:
-        dist.init_process_group("gloo", rank=0, world_size=1, store=torch._C._distributed_c10d.HashStore())
+        with _silent():
+            dist.init_process_group("gloo", rank=0, world_size=1, store=torch._C._distributed_c10d.HashStore())
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"torch(_xla)?\.")  # they warn each other of their future, per tensor
+            yield
     finally:
         if own:
             dist.destroy_process_group()
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Throw standard output away: gloo says there whom it is connected to, at any log level."""
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)
