@@ -82,9 +82,9 @@ def cli(context: click.Context) -> None:
     sysscan-models plan                  what it will cost
     sysscan-models run                   archive -> two verified GGUF models
     """
-    from sysscan_models.errors import UserError
-
     if processes.count() > 1 and context.invoked_subcommand not in _TOGETHER:
+        from sysscan_models.errors import UserError
+
         raise UserError(
             f"`{context.invoked_subcommand}` was started in {processes.count()} processes (WORLD_SIZE), but only training is "
             f"divided among processes. Prepare with one (`sysscan-models prepare`), start `sysscan-models train ROLE` in "

@@ -7,13 +7,15 @@ Source: Shazeer and Stern, Adafactor: Adaptive Learning Rates with Sublinear Mem
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 
+from sysscan_plugins.training.static_optimizers import StaticOptimizer
 
-class Adafactor(torch.optim.Optimizer):
+
+class Adafactor(StaticOptimizer):
     """One row and one column of second moments per matrix (the last two dimensions), a full one per vector.
 
     State by torch's names: `step` [], and `row_var` [..., R, 1] and `col_var` [..., 1, C], or `variance` [N]; all fp32 for fp32
@@ -29,8 +31,6 @@ class Adafactor(torch.optim.Optimizer):
         d: float = 1.0,
         weight_decay: float = 0.0,
     ) -> None:
-        self.finite: torch.Tensor | None = None
-        """0-d and boolean, or None; where it is false, a step changes neither parameters nor state."""
         super().__init__(params, {"lr": lr, "beta2_decay": beta2_decay, "eps": eps, "d": d, "weight_decay": weight_decay})
 
     def mean(self, parameter: torch.Tensor, tensor: torch.Tensor, dims: tuple[int, ...]) -> torch.Tensor:
@@ -41,25 +41,17 @@ class Adafactor(torch.optim.Optimizer):
         """
         return tensor.mean(dim=dims, keepdim=True)
 
-    @torch.no_grad()
-    def prime(self) -> None:
-        """Create the state of every parameter, as before the first step."""
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if not self.state[parameter]:
-                    self.state[parameter].update(_state(parameter))
+    def moments(self, parameter: torch.Tensor) -> dict[str, torch.Tensor]:
+        """See StaticOptimizer."""
+        if parameter.ndim < 2:
+            return {"variance": torch.zeros_like(parameter)}
+        *batch, rows, columns = parameter.shape
+        return {"row_var": parameter.new_zeros([*batch, rows, 1]), "col_var": parameter.new_zeros([*batch, 1, columns])}
 
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Update every parameter that has a gradient."""
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    if not self.state[parameter]:
-                        self.state[parameter].update(_state(parameter))
-                    self._update(parameter, parameter.grad, self.state[parameter], group)
-
-    def _update(self, parameter: torch.Tensor, gradient: torch.Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+    def changes(
+        self, parameter: torch.Tensor, gradient: torch.Tensor, state: dict[str, torch.Tensor], group: dict[str, Any]
+    ) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
+        """See StaticOptimizer."""
         rate, (eps1, eps2) = group["lr"], group["eps"]
         eps1 = torch.finfo(parameter.dtype).eps if eps1 is None else eps1
         every = tuple(range(-parameter.ndim, 0))
@@ -67,20 +59,19 @@ class Adafactor(torch.optim.Optimizer):
         weight = step ** group["beta2_decay"]  # of the new second moment
         scale = self.mean(parameter, parameter.square(), every).sqrt().reshape(())
         alpha = scale.clamp(min=eps2) * step.rsqrt().clamp(max=rate)
-        moments = self._moments(parameter, gradient.square(), state, weight)
+        moments = self._moved(parameter, gradient.square(), state, weight)
         update = _estimate(moments, lambda row: self.mean(parameter, row, (-2,)), eps1).clamp_(min=eps1 * eps1).rsqrt_()
         update.mul_(gradient)
         rms = self.mean(parameter, update.square(), every).sqrt().reshape(())
         update.mul_(alpha / (rms / group["d"]).clamp(min=1.0))
         kept = parameter * (1 - rate * group["weight_decay"]) if group["weight_decay"] else parameter
-        for old, new in (
+        return (
             (parameter, kept.sub(update)),
             (state["step"], step),
             *((state[key], moments[key]) for key in moments),
-        ):
-            old.copy_(new if self.finite is None else torch.where(self.finite, new, old))
+        )
 
-    def _moments(
+    def _moved(
         self, parameter: torch.Tensor, squared: torch.Tensor, state: dict[str, Any], weight: torch.Tensor
     ) -> dict[str, torch.Tensor]:
         """Return the second moments after this step."""
@@ -90,14 +81,6 @@ class Adafactor(torch.optim.Optimizer):
             "row_var": torch.lerp(state["row_var"], self.mean(parameter, squared, (-1,)), weight),
             "col_var": torch.lerp(state["col_var"], self.mean(parameter, squared, (-2,)), weight),
         }
-
-
-def _state(parameter: torch.Tensor) -> dict[str, torch.Tensor]:
-    state = {"step": torch.zeros((), dtype=torch.float32, device=parameter.device)}
-    if parameter.ndim < 2:
-        return {**state, "variance": torch.zeros_like(parameter)}
-    *batch, rows, columns = parameter.shape
-    return {**state, "row_var": parameter.new_zeros([*batch, rows, 1]), "col_var": parameter.new_zeros([*batch, 1, columns])}
 
 
 def _estimate(moments: dict[str, torch.Tensor], mean: Callable[[torch.Tensor], torch.Tensor], eps1: float) -> torch.Tensor:

@@ -15,7 +15,7 @@ from torch.nn import Parameter
 
 from sysscan_plugins.training import TrainingOptions
 from sysscan_plugins.training.adafactor import Adafactor
-from sysscan_plugins.training.static_optimizers import StaticAdamW
+from sysscan_plugins.training.static_optimizers import StaticAdamW, StaticOptimizer
 
 
 class MasterOptimizer:
@@ -24,6 +24,9 @@ class MasterOptimizer:
     Where parameters are sharded, masters, buffers and state are of this process's part of each; a subclass says which part
     that is, how a norm is made of all parts, and how the parts are written.
     """
+
+    fused = True
+    """Whether this device has torch's fused kernels for AdamW."""
 
     def __init__(self, parameters: Mapping[str, Parameter], options: TrainingOptions) -> None:
         self.parameters = dict(parameters)
@@ -44,11 +47,10 @@ class MasterOptimizer:
         groups = decayed(self.masters, options)
         if options.optimizer == "adafactor":
             return Adafactor(groups, lr=options.learning_rate)
-        if options.optimizer_state == "bfloat16":
-            return StaticAdamW(
-                groups, lr=options.learning_rate, betas=(options.beta1, options.beta2), state_dtype=torch.bfloat16
-            )
-        return torch.optim.AdamW(groups, lr=options.learning_rate, betas=(options.beta1, options.beta2), fused=True)
+        rate, betas = options.learning_rate, (options.beta1, options.beta2)
+        if self.fused and options.optimizer_state == "float32":
+            return torch.optim.AdamW(groups, lr=rate, betas=betas, fused=True)
+        return StaticAdamW(groups, lr=rate, betas=betas, state_dtype=getattr(torch, options.optimizer_state))
 
     def norm(self, gradients: Sequence[torch.Tensor]) -> torch.Tensor:
         """Return the L2 norm of all gradients together (0-d)."""
@@ -93,11 +95,11 @@ class MasterOptimizer:
         self.discard()
         return norm
 
-    def step_if(self, finite: torch.Tensor, learning_rate: float) -> None:
+    def step_if(self, finite: torch.Tensor, learning_rate: float | torch.Tensor) -> None:
         """Take an optimizer step with this learning rate, or change nothing where `finite` (0-d) is false."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        if isinstance(self.optimizer, (Adafactor, StaticAdamW)):
+        if isinstance(self.optimizer, StaticOptimizer):
             self.optimizer.finite = finite
         else:  # AdamW's fused kernels skip on the device, as for GradScaler
             self.optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]

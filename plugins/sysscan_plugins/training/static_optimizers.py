@@ -1,11 +1,13 @@
-"""AdamW for compiled graphs: every number that changes is a tensor, and no step reads the device or depends on a value.
+"""Optimizers for compiled graphs: every number that changes is a tensor, and no step reads the device or depends on a value.
 
-torch's own keeps its state in the parameters' type and skips a step only in CUDA's fused kernels. Here state may be bf16 (half
-the memory), and a step whose gradients are not finite changes nothing. Adafactor is in `adafactor`.
+What they share, and AdamW, whose own in torch keeps its state in the parameters' type and skips a step only in CUDA's fused
+kernels: here state may be bf16 (half the memory). Adafactor is in `adafactor`.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -13,23 +15,11 @@ import torch
 from sysscan_plugins.training.noise import uniform_like
 
 
-class StaticAdamW(torch.optim.Optimizer):
-    """The maths of torch.optim.AdamW. State by torch's names: `step` [], fp32; `exp_avg`, `exp_avg_sq` like the parameter."""
+class StaticOptimizer(torch.optim.Optimizer):
+    """An optimizer whose steps can be undone on the device, where gradients are not finite; a subclass has the maths."""
 
-    def __init__(
-        self,
-        params: Any,
-        lr: float | torch.Tensor = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 1e-2,
-        *,
-        state_dtype: torch.dtype = torch.float32,
-    ) -> None:
-        self.finite: torch.Tensor | None = None
-        """0-d and boolean, or None; where it is false, a step changes neither parameters nor state."""
-        self.state_dtype = state_dtype
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+    finite: torch.Tensor | None = None
+    """0-d and boolean, or None; where it is false, a step changes neither parameters nor state."""
 
     @torch.no_grad()
     def prime(self) -> None:
@@ -44,19 +34,52 @@ class StaticAdamW(torch.optim.Optimizer):
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._update(parameter, parameter.grad, self._state_of(parameter), group)
+                    state = self._state_of(parameter)
+                    for old, new in self.changes(parameter, parameter.grad, state, group):
+                        old.copy_(new if self.finite is None else torch.where(self.finite, new, old))
 
     def _state_of(self, parameter: torch.Tensor) -> dict[str, torch.Tensor]:
         state: dict[str, torch.Tensor] = self.state[parameter]
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
-            for key in ("exp_avg", "exp_avg_sq"):
-                state[key] = torch.zeros_like(parameter, dtype=self.state_dtype)
+            state.update(self.moments(parameter))
         return state
 
-    def _update(
+    @abstractmethod
+    def moments(self, parameter: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return a parameter's state but for `step`, as before the first step."""
+
+    @abstractmethod
+    def changes(
         self, parameter: torch.Tensor, gradient: torch.Tensor, state: dict[str, torch.Tensor], group: dict[str, Any]
+    ) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
+        """Return what a step changes, parameter and state, each with what it becomes."""
+
+
+class StaticAdamW(StaticOptimizer):
+    """The maths of torch.optim.AdamW. State by torch's names: `step` [], fp32; `exp_avg`, `exp_avg_sq` like the parameter."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | torch.Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        *,
+        state_dtype: torch.dtype = torch.float32,
     ) -> None:
+        self.state_dtype = state_dtype
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+    def moments(self, parameter: torch.Tensor) -> dict[str, torch.Tensor]:
+        """See StaticOptimizer."""
+        return {key: torch.zeros_like(parameter, dtype=self.state_dtype) for key in ("exp_avg", "exp_avg_sq")}
+
+    def changes(
+        self, parameter: torch.Tensor, gradient: torch.Tensor, state: dict[str, torch.Tensor], group: dict[str, Any]
+    ) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
+        """See StaticOptimizer."""
         (beta1, beta2), rate = group["betas"], group["lr"]
         step = state["step"] + 1
         first = torch.lerp(state["exp_avg"].float(), gradient, 1 - beta1)
@@ -64,13 +87,12 @@ class StaticAdamW(torch.optim.Optimizer):
         deviation = second.sqrt() / (1 - beta2**step).sqrt() + group["eps"]
         kept = parameter * (1 - rate * group["weight_decay"]) if group["weight_decay"] else parameter
         updated = kept - (rate / (1 - beta1**step)) * first / deviation
-        for old, new in (
+        return (
             (parameter, updated),
             (state["step"], step),
             (state["exp_avg"], rounded(first, self.state_dtype)),
             (state["exp_avg_sq"], rounded(second, self.state_dtype)),
-        ):
-            old.copy_(new if self.finite is None else torch.where(self.finite, new, old))
+        )
 
 
 def rounded(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 
 Weights = Iterable[tuple[str, "torch.Tensor"]]
 """Parameters by their names in the model, as CPU tensors, read one at a time."""
+
+PATIENCE = timedelta(days=2)
+"""How long a process waits for the others: while the first one encodes an archive or hashes a checkpoint, hours."""
 
 
 class Device(ABC):

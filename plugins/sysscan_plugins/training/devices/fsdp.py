@@ -12,7 +12,6 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -32,12 +31,9 @@ from sysscan_models.errors import SysscanError, UserError
 from sysscan_plugins.training import TrainingOptions, checkpoints
 from sysscan_plugins.training.adafactor import Adafactor
 from sysscan_plugins.training.batches import Batch
-from sysscan_plugins.training.devices import Weights
+from sysscan_plugins.training.devices import PATIENCE, Weights
 from sysscan_plugins.training.devices.eager import EagerDevice, causal_model
 from sysscan_plugins.training.optimizers import MasterOptimizer, decayed
-
-_PATIENCE = timedelta(days=2)
-"""How long a process waits for the others: while the first one encodes an archive or hashes a checkpoint, hours."""
 
 
 class FullySharded(EagerDevice):
@@ -52,7 +48,7 @@ class FullySharded(EagerDevice):
         self._single = _own_device(kind)
         super().__init__(self._single.name)
         if not dist.is_initialized():
-            dist.init_process_group("gloo" if kind == "cpu" else "cpu:gloo,cuda:nccl", timeout=_PATIENCE)
+            dist.init_process_group("gloo" if kind == "cpu" else "cpu:gloo,cuda:nccl", timeout=PATIENCE)
         self.process, self.processes = dist.get_rank(), dist.get_world_size()
         self.count = self.processes
         self.name = f"{self.count} x {kind}"

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +19,7 @@ import torch
 from sysscan_models.errors import SysscanError, UserError
 from sysscan_plugins.training import TrainingOptions, checkpoints
 from sysscan_plugins.training.batches import Batch
-from sysscan_plugins.training.devices import Device, Weights
+from sysscan_plugins.training.devices import PATIENCE, Device, Weights
 from sysscan_plugins.training.devices.eager import causal_model
 from sysscan_plugins.training.devices.xla import runtime
 from sysscan_plugins.training.loss import LOGITS
@@ -43,8 +42,7 @@ class XLA(Device):
         self.process, self.processes = self._runtime.process, self._runtime.processes
         self.peak_flops = self._runtime.peak_flops
         if self.processes > 1:  # untested: needs a slice of several hosts
-            patience = timedelta(days=2)  # others wait while the first one encodes an archive or hashes a checkpoint
-            torch.distributed.init_process_group("gloo", init_method="xla://", timeout=patience)
+            torch.distributed.init_process_group("gloo", init_method="xla://", timeout=PATIENCE)
         self._shapes: list[str] = []
         self._hooks: list[Any] = []
         self._model: Any = None

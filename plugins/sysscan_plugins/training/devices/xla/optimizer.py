@@ -10,16 +10,16 @@ import torch_xla
 from torch.nn import Parameter
 
 from sysscan_plugins.training import TrainingOptions
-from sysscan_plugins.training.adafactor import Adafactor
 from sysscan_plugins.training.devices.xla.layout import Layout, Spec
-from sysscan_plugins.training.optimizers import MasterOptimizer, decayed
-from sysscan_plugins.training.static_optimizers import StaticAdamW
+from sysscan_plugins.training.optimizers import MasterOptimizer
+from sysscan_plugins.training.static_optimizers import StaticOptimizer
 
 
 class XLAOptimizer(MasterOptimizer):
     """Has its state from the start, so that the first step's graph is that of all steps."""
 
-    optimizer: StaticAdamW | Adafactor
+    fused = False
+    optimizer: StaticOptimizer
 
     def __init__(self, parameters: Mapping[str, Parameter], options: TrainingOptions, layout: Layout) -> None:
         self._layout = layout
@@ -29,21 +29,9 @@ class XLAOptimizer(MasterOptimizer):
             layout.mark(tensor, spec)
         torch_xla.sync()
 
-    def create(self, options: TrainingOptions) -> torch.optim.Optimizer:
-        """See MasterOptimizer."""
-        groups = decayed(self.masters, options)
-        if options.optimizer == "adafactor":
-            return Adafactor(groups, lr=options.learning_rate)
-        dtype = torch.bfloat16 if options.optimizer_state == "bfloat16" else torch.float32
-        return StaticAdamW(groups, lr=options.learning_rate, betas=(options.beta1, options.beta2), state_dtype=dtype)
-
-    def step_if(self, finite: torch.Tensor, learning_rate: float) -> None:
-        """See MasterOptimizer; on the device, without a look at `finite`."""
-        rate = self._layout.send_number(learning_rate)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.finite = finite
-        self.optimizer.step()
+    def step_if(self, finite: torch.Tensor, learning_rate: float | torch.Tensor) -> None:
+        """See MasterOptimizer; the learning rate as data, for a number in a graph would make it another graph."""
+        super().step_if(finite, self._layout.send_number(float(learning_rate)))
 
     def discard(self) -> None:
         """See MasterOptimizer; buffers go too: what lives when the graph is run would become an output of it."""
