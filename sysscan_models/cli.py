@@ -227,9 +227,10 @@ def doctor(online: bool, **options: Any) -> None:
 @configured
 def prepare(archive: Path | None, out: Path | None, strict: bool, **options: Any) -> None:
     """Turn an archive into train, valid and test splits per role."""
-    from sysscan_models import split_report, splits
+    from sysscan_models import splits
     from sysscan_models.errors import UserError
     from sysscan_models.pipeline import Pipeline
+    from sysscan_models.splits import report as split_report
 
     if archive is None:
         if out is not None:

@@ -50,6 +50,21 @@ class _Table(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
+class QualityOptions(_Table):
+    """What a document must be like to be learnt from; others are set aside with the reason."""
+
+    min_chars: int = Field(16, ge=0)
+    """Characters that a document must say at least."""
+    max_chars: int = Field(1_000_000, gt=0)
+    """Characters that a document may say at most."""
+    min_text_share: float = Field(0.5, ge=0, le=1)
+    """Share of the characters that must be letters, digits, blanks or common punctuation of any script."""
+    max_encoded_share: float = Field(0.5, ge=0, le=1)
+    """Share of the characters that long runs of base64 or hexadecimal digits may take."""
+    max_repeated_share: float = Field(0.5, ge=0, le=1)
+    """Share of the characters that copies of one line may take."""
+
+
 class DataOptions(_Table):
     """What is read and how it is divided."""
 
@@ -61,6 +76,22 @@ class DataOptions(_Table):
     """Share of the documents (or families) held out to watch training."""
     test_fraction: float = Field(0.05, ge=0, lt=0.5)
     """Share of the documents (or families) that training never sees."""
+    quality: QualityOptions = QualityOptions()
+    """Limits of what is learnt from, a table."""
+    family_key: str = Field("family", min_length=1)
+    """Key of a record whose value names its origin: records of equal origin are never divided between splits."""
+    near_copies: float = Field(0.8, gt=0, le=1)
+    """Estimated Jaccard similarity of two documents' word sequences from which only one of them is kept; 1 for exact copies."""
+    kept_together: float = Field(0.5, gt=0, le=1)
+    """The same, from which two documents come into the same split and the same role; at most `near_copies`."""
+    held_out: tuple[PathText, ...] = ()
+    """Benchmarks and other held-out data (as `archive`): a document that shares a sequence of words with them is set aside."""
+    held_out_words: int = Field(13, ge=3, le=100)
+    """Length of such a sequence; a shorter document is compared whole."""
+    redact_public_ips: bool = False
+    """Replace public IP addresses too; private, loopback and documentation addresses always stay."""
+    workers: int = Field(0, ge=0)
+    """Processes that prepare documents beside the one that reads the archive; 0 for as many as there are cores."""
     max_member_bytes: int = Field(512 * 2**20, gt=0)
     """Larger members are set aside."""
     max_record_bytes: int = Field(16 * 2**20, gt=0)

@@ -37,8 +37,8 @@ from sysscan_models.packaging import package
 from sysscan_models.plugins import Registry, plugin_manager
 from sysscan_models.progress import say
 from sysscan_models.roles import ModelRole
-from sysscan_models.split_report import report_text
 from sysscan_models.splits import prepare, splits_inputs
+from sysscan_models.splits.report import report_text
 
 A = TypeVar("A", bound=Artifact)
 

@@ -25,8 +25,8 @@ from sysscan_models.interfaces import Decision, Member, Reader, Router
 from sysscan_models.pipeline import current
 from sysscan_models.roles import GENERALIST, SPECIALIST
 from sysscan_models.routing import LexiconRouter
-from sysscan_models.split_report import DISTINCT_ROLES, EXAMPLES, read_report, report_text, set_aside_count
 from sysscan_models.splits import archive_digest, prepare, prepare_plain, splits_inputs
+from sysscan_models.splits.report import DISTINCT_ROLES, EXAMPLES, read_report, report_text, set_aside_count
 
 READERS = (JsonReader(), JsonLinesReader())
 OPTIONS = DataOptions(valid_fraction=0.1, test_fraction=0.1)

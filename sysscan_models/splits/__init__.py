@@ -32,7 +32,7 @@ from sysscan_models.progress import Progress
 from sysscan_models.prompts import Example, example, redact
 from sysscan_models.roles import GENERALIST, SPECIALIST, ModelRole
 from sysscan_models.routing import LexiconRouter
-from sysscan_models.split_report import EXAMPLES, REPORT, REVIEW, SET_ASIDE, SPLITS, Divided, Tally, report_of
+from sysscan_models.splits.report import EXAMPLES, REPORT, REVIEW, SET_ASIDE, SPLITS, Divided, Tally, report_of
 
 if TYPE_CHECKING:
     from sysscan_models.config import DataOptions, RunConfig
