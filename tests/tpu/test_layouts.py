@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from training_cases import tiny_model
+from training_cases import Streamed, tiny_model
 from xla_cases import Options, batch_of, model, started
 
 from sysscan_models.errors import SysscanError
@@ -53,6 +53,13 @@ def test_projections_are_divided_both_ways_with_a_tensor_axis() -> None:
     assert sharding(attention.o_proj.base_layer.weight) == "{devices=[2,2]0,1,2,3}"  # [out: fsdp, in: tensor]
     assert sharding(attention.q_proj.lora_A.default.weight) == "{devices=[1,2,2]0,1,2,3 last_tile_dim_replicate}"
     assert any(name.startswith("exp_avg:") for name in layouts(created))
+
+
+def test_parameters_are_let_go_as_soon_as_they_are_on_the_devices() -> None:
+    trained = tiny_model("llama", num_hidden_layers=12)
+    streamed = Streamed(trained)
+    open_device("tpu").place(trained, Options(), streamed)
+    assert streamed.peak <= 2 * streamed.largest < streamed.whole / 4
 
 
 def test_a_tensor_that_lies_elsewhere_is_named() -> None:

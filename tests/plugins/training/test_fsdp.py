@@ -86,6 +86,35 @@ def test_two_processes_learn_what_one_learns(folder: Path, kind: str, trainer: s
     assert (folder / "out2.log").read_text().count("validation loss after step 0") == 1, "one process tells"
 
 
+PLACING = """
+import torch
+from training_cases import Streamed, tiny_model
+from sysscan_plugins.full_finetune import FullFinetune
+from sysscan_plugins.training.devices.fsdp import FullySharded
+model = tiny_model("llama", num_hidden_layers=12)
+streamed = Streamed(model)
+for module in model.modules():
+    for leaf, parameter in module._parameters.items():
+        module._parameters[leaf] = parameter if parameter is None else torch.nn.Parameter(parameter.to("meta"))
+with FullySharded("cpu") as device:
+    device.place(model, FullFinetune(compute_dtype="float32"), streamed)
+    own = sum(parameter.to_local().nbytes for parameter in model.parameters())
+    assert own < 0.51 * streamed.whole, (own, streamed.whole)
+    assert streamed.peak <= 2 * streamed.largest < streamed.whole / 4, (streamed.peak, streamed.largest)
+"""
+
+
+def test_a_process_keeps_its_part_and_lets_the_rest_go(tmp_path: Path) -> None:
+    script = tmp_path / "placing.py"
+    script.write_text(PLACING)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROGRAM.parent)}
+    done = subprocess.run(
+        [sys.executable, *launcher, str(script)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
 def checkpoint(out: Path) -> dict[str, torch.Tensor]:
     (path,) = (out / "checkpoints").glob("checkpoint-*")
     return dict(checkpoints.tensors(path))

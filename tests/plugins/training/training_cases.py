@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import weakref
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,33 @@ def tiny_model(kind: str = "llama", dtype: torch.dtype = torch.float32, **change
     if kind == "mixtral":
         return MixtralForCausalLM(MixtralConfig(num_local_experts=4, sliding_window=None, **shape)).to(dtype)
     return LlamaForCausalLM(LlamaConfig(**shape)).to(dtype)
+
+
+class Streamed:
+    """The parameters of a model one at a time, as a device's `place` takes them; `peak` and `whole` are bytes on the host.
+
+    The bytes are those of numpy arrays that tensors share, so that no view of a tensor keeps them unseen.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.parameters = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+        self.whole = sum(parameter.nbytes for parameter in self.parameters.values())
+        self.largest = max(parameter.nbytes for parameter in self.parameters.values())
+        self.held = self.peak = 0
+
+    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+        for name, parameter in self.parameters.items():
+            array = parameter.numpy().copy()
+            weakref.finalize(array, self._let_go, array.nbytes)
+            self.held += array.nbytes
+            self.peak = max(self.peak, self.held)
+            tensor = torch.from_numpy(array)
+            del array
+            yield name, tensor
+            del tensor
+
+    def _let_go(self, size: int) -> None:
+        self.held -= size
 
 
 def records(count: int = 24) -> list[dict[str, Any]]:
