@@ -58,7 +58,7 @@ contracts: install-dev
 	$(VENV)/bin/lint-imports
 
 docs: install-dev
-	$(VENV)/bin/cog --check README.md plugins/README.md integration/README.md docs/devices.md
+	$(VENV)/bin/cog --check README.md plugins/README.md integration/README.md docs/devices.md docs/redaction.md
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev

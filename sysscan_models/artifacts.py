@@ -162,7 +162,7 @@ class Splits(Artifact):
     counts: dict[str, int] = {}
     """Examples per split."""
     kinds: dict[str, int] = {}
-    """Examples per kind: `answer`, `title`, `messages`, `text` (see prompts.Example)."""
+    """Examples per kind: `answer`, `labels`, `title`, `messages`, `text` (see prompts.Example)."""
     dataset_digest: str = ""
     """SHA-256 over the sorted content hashes of all documents that were kept, for any role."""
 

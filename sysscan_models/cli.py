@@ -250,6 +250,52 @@ def _optional_config(options: dict[str, Any]) -> RunConfig | None:
 
 
 @cli.command()
+@click.argument("target", metavar="FILE|ID")
+@click.option("--limit", type=click.IntRange(1), default=5, show_default=True, help="Records of FILE that are told.")
+@click.option("--record", type=click.IntRange(1), help="Only this record of FILE, counted from 1.")
+@click.option("--data", type=FOLDER, help="Folder that `prepare` wrote (default: the configuration's, or data).")
+@click.option("--archive", type=EXISTING, help="Where ID is read again (default: the configuration's archive).")
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+@configured
+def inspect(
+    target: str, limit: int, record: int | None, data: Path | None, archive: Path | None, as_json: bool, **options: Any
+) -> None:
+    """Explain the way of a document: what was read, redacted, judged, and where it went and why."""
+    from sysscan_models.config import FILE_NAME
+    from sysscan_models.splits.inspection import inspect_target
+
+    config = load(**options) if Path(FILE_NAME).exists() else _optional_config(options)
+    click.echo(
+        inspect_target(target, config=config, data=data, archive=archive, limit=limit, record=record or 0, as_json=as_json)
+    )
+
+
+@cli.command("fit-router")
+@click.argument("labels", nargs=-1, required=True, type=EXISTING)
+@click.option("--out", required=True, type=FILE, help="File to write, such as my_router.npz.")
+@click.option(
+    "--from",
+    "start",
+    type=click.Choice(["shipped", "nothing"]),
+    default="shipped",
+    show_default=True,
+    help="What the labels refine: the coefficients of the package, or nothing.",
+)
+@click.option("--security-role", default="specialist", show_default=True, help="Role of security documents in the data.")
+@click.option("--general-role", default="generalist", show_default=True, help="Role of all others.")
+def fit_router(labels: tuple[Path, ...], out: Path, start: str, security_role: str, general_role: str) -> None:
+    """Fit the router on LABELS: JSON Lines with title, description, content, findings and label (security or general).
+
+    Prints precision, recall and F1 on documents that were not fitted on; sources are kept whole when there are several.
+    """
+    from sysscan_models.routing import RoleNames
+    from sysscan_models.routing.refinement import fit_and_save
+
+    roles = RoleNames(security=security_role, general=general_role)
+    click.echo(fit_and_save(labels, out, roles, from_shipped=start == "shipped"))
+
+
+@cli.command()
 @click.argument("role")
 @configured
 def fetch(role: str, **options: Any) -> None:

@@ -13,7 +13,7 @@ from importlib import metadata, resources
 from pathlib import Path
 from typing import Annotated, Any, cast
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sysscan_models.errors import ConfigError, UserError, unknown_name
 from sysscan_models.interfaces import Evaluator, Options, Quantizer, Reader, Router, Trainer
@@ -53,7 +53,7 @@ class _Table(BaseModel):
 class QualityOptions(_Table):
     """What a document must be like to be learnt from; others are set aside with the reason."""
 
-    min_chars: int = Field(16, ge=0)
+    min_chars: int = Field(8, ge=0)
     """Characters that a document must say at least."""
     max_chars: int = Field(1_000_000, gt=0)
     """Characters that a document may say at most."""
@@ -70,7 +70,7 @@ class DataOptions(_Table):
 
     archive: PathText = "massive_datasets.tar.gz"
     """Tar archive (also .gz, .bz2, .xz), folder, .json or .jsonl file; `sample` is the corpus that comes with the package."""
-    readers: tuple[str, ...] = ("json", "jsonl")
+    readers: tuple[str, ...] = ("scan-report", "synthetic", "json", "jsonl")
     """Names of the readers that are asked, in this order, whether they read a member."""
     valid_fraction: float = Field(0.05, ge=0, lt=0.5)
     """Share of the documents (or families) held out to watch training."""
@@ -98,10 +98,19 @@ class DataOptions(_Table):
     """Larger records are set aside."""
     max_total_bytes: int = Field(1 << 40, gt=0)
     """Unpacked size at which the archive is refused."""
-    max_members: int = Field(5_000_000, gt=0)
+    max_members: int = Field(20_000_000, gt=0)
     """Number of members at which the archive is refused."""
-    max_ratio: int = Field(1000, gt=1)
+    max_ratio: int = Field(300, gt=1)
     """Unpacked to packed size at which the archive is refused as a bomb (beyond the first 64 MiB)."""
+
+    @model_validator(mode="after")
+    def _together(self) -> DataOptions:
+        if self.kept_together > self.near_copies:
+            raise ValueError(
+                f"kept_together is {self.kept_together}, above near_copies, {self.near_copies}: what is so alike that only "
+                f"one is kept would not be kept together"
+            )
+        return self
 
 
 class PackageOptions(_Table):
@@ -151,6 +160,10 @@ class RunConfig(_Table):
     def path(self, text: str) -> Path:
         """Return a path of the configuration, relative to its file's folder."""
         return self.folder / Path(text).expanduser()
+
+    def held_out(self) -> tuple[Path, ...]:
+        """Return the held-out data that documents must not repeat."""
+        return tuple(map(self.path, self.data.held_out))
 
     def table(self) -> dict[str, Any]:
         """Return the resolved configuration as TOML tables, every default filled in."""
@@ -211,7 +224,7 @@ class _Tables(_Table):
     offline: bool = False
     """Forbid the network altogether."""
     data: DataOptions = DataOptions()
-    router: dict[str, Any] = {"name": "lexicon"}
+    router: dict[str, Any] = {"name": "linear"}
     """`name` of the router and its options."""
     readers: dict[str, dict[str, Any]] = {}
     """Options of readers, a table each."""

@@ -8,12 +8,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import orjson
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Document:
     """One record of the dataset. Absent text is the empty string, absent lists are empty.
 
@@ -35,7 +36,7 @@ class Document:
     source: str = ""
     role: str = ""
 
-    @property
+    @cached_property
     def text(self) -> str:
         """Everything that the document says, as one plain text: title, description, content, findings, turns."""
         turns = (message["content"] for message in self.messages)

@@ -70,6 +70,10 @@ class Reader(Options, ABC):
     def reads(self, name: str) -> bool:
         """Say by its name whether this reader takes the member."""
 
+    def recognises(self, head: bytes) -> bool:
+        """Say by its first 64 KiB whether this reader takes a member whose name it takes; the next one is asked otherwise."""
+        return True
+
     @abstractmethod
     def read(self, member: Member) -> Iterator[Document | SetAside]:
         """Yield the member's documents; yield SetAside for a record that cannot be used. Never raise for bad data."""
@@ -90,6 +94,10 @@ class Router(Options, ABC):
     @abstractmethod
     def route(self, document: Document) -> Decision:
         """Return the decision for one document; the same document always gets the same one."""
+
+    def route_all(self, documents: Sequence[Document]) -> list[Decision]:
+        """Return the decisions for some hundreds of documents, each as `route` would; override it to be faster."""
+        return [self.route(document) for document in documents]
 
 
 class Source(Options, ABC):

@@ -38,7 +38,7 @@ from sysscan_models.plugins import Registry, plugin_manager
 from sysscan_models.progress import say
 from sysscan_models.roles import ModelRole
 from sysscan_models.splits import prepare, splits_inputs
-from sysscan_models.splits.report import report_text
+from sysscan_models.splits.report import PAGE, report_text
 
 A = TypeVar("A", bound=Artifact)
 
@@ -91,7 +91,7 @@ class Pipeline:
     def results(self) -> dict[str, Path]:
         """Return what a person would open after a run, by name; only what exists."""
         curves = {f"loss curve of {name}": self.checkpoint(name).root / "loss.png" for name in self.config.roles}
-        data, answers = self.layout.data / "report.json", self.layout.models / "before_and_after.md"
+        data, answers = self.layout.data / PAGE, self.layout.models / "before_and_after.md"
         found = {"package": self.layout.package, "model card": self.layout.package / "README.md", **curves}
         found |= {"data report": data, "before and after": answers}
         return {what: path for what, path in found.items() if path.exists()}
@@ -116,7 +116,10 @@ class Pipeline:
         config = self.config
         roles = [part.role for part in config.roles.values()]
         archive = self.archive()
-        inputs, options = splits_inputs(archive, config.data, roles=roles, router=config.router, readers=config.readers)
+        held_out = config.held_out()
+        inputs, options = splits_inputs(
+            archive, config.data, roles=roles, router=config.router, readers=config.readers, held_out=held_out
+        )
         done = {
             role.name: current(Splits, self.layout.data / role.name, inputs, options, role=role.name, seed=config.seed)
             for role in roles
@@ -132,6 +135,7 @@ class Pipeline:
             readers=config.readers,
             options=config.data,
             seed=config.seed,
+            held_out=held_out,
         )
 
     def archive(self) -> Path:

@@ -22,7 +22,7 @@ class Progress:
         with Progress("train specialist", total=steps, unit="steps") as bar:
             bar.update(done, loss=1.23, rate="410 tokens/s")
 
-    `total` may be 0 when it is not known.
+    `total` may be 0 when it is not known. Work that is counted in `bytes` is shown in MB.
     """
 
     def __init__(self, title: str, *, total: int = 0, unit: str = "") -> None:
@@ -36,7 +36,7 @@ class Progress:
 
     def __enter__(self) -> Progress:
         if self._mode == "bar":
-            self._bar = _live_bar()
+            self._bar = _live_bar(in_bytes=self.unit == "bytes")
             self._bar.start()
             self._task = self._bar.add_task(self.title, total=self.total or None, fields="")
         return self
@@ -69,7 +69,9 @@ class Progress:
             self._line(text)
 
     def _count(self) -> str:
-        return f"{self._done}{f'/{self.total}' if self.total else ''} {self.unit}".strip()
+        scale, unit = (1e6, "MB") if self.unit == "bytes" else (1, self.unit)
+        done, total = (f"{count / scale:.1f}" if scale > 1 else f"{count}" for count in (self._done, self.total))
+        return f"{done}{f'/{total}' if self.total else ''} {unit}".strip()
 
     def _left(self, now: float) -> str:
         worked = self._done - (self._first or 0)
@@ -89,15 +91,15 @@ def _mode() -> str:
     return "bar" if sys.stderr.isatty() else "lines"
 
 
-def _live_bar() -> Any:
+def _live_bar(*, in_bytes: bool) -> Any:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as RichProgress
 
     return RichProgress(
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=None),
-        MofNCompleteColumn(),
+        DownloadColumn() if in_bytes else MofNCompleteColumn(),
         TextColumn("{task.fields[fields]}", markup=False),
         TimeElapsedColumn(),
         TimeRemainingColumn(elapsed_when_finished=True),

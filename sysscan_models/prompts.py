@@ -7,7 +7,7 @@ Training, GGUF metadata, evaluation and serving all read this module, so that wh
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import orjson
@@ -79,18 +79,19 @@ class GeneralistResponse(Response):
 class Example:
     """What is trained from one document.
 
-    ``kind`` is `answer` (title and description ask, the response answers), `title` (no content: the description answers the
-    title), `messages` (given chat data) or `text` (nothing to answer: plain text, every token supervised).
+    ``kind`` is `answer` (title and description ask, the response answers), `labels` (no content: they ask, the labels alone
+    answer), `title` (neither: the description answers the title), `messages` (given chat data) or `text` (nothing to answer:
+    plain text, every token supervised).
     """
 
-    kind: Literal["answer", "title", "messages", "text"]
+    kind: Literal["answer", "labels", "title", "messages", "text"]
     messages: tuple[Message, ...] = ()
     text: str = ""
 
 
 def user_turn(title: str, description: str = "") -> str:
     """Render a title and a description as the user's turn; both training and serving use this."""
-    return "\n\n".join(part for part in (redact(title).strip(), redact(description).strip()) if part)
+    return _paragraphs(redact(title).strip(), redact(description).strip())
 
 
 def finding_document(finding: Mapping[str, Any]) -> Document:
@@ -119,30 +120,52 @@ def with_system(system_prompt: str, turns: Sequence[Message]) -> list[Message]:
 
 def example(role: ModelRole, document: Document) -> Example:
     """Return what this role learns from a document, by the rules that `Example` lists."""
+    without = replace(
+        document,
+        title=redact(document.title),
+        description=redact(document.description),
+        content=redact(document.content),
+        findings=tuple(map(redact, document.findings)),
+        labels=redact_deep(document.labels),
+        messages=tuple({**turn, "content": redact(turn["content"])} for turn in document.messages),
+    )
+    return redacted_example(role, without)
+
+
+def redacted_example(role: ModelRole, document: Document) -> Example:
+    """Return what `example` does, from a document whose text went through `redact` already."""
     if document.messages:
-        given = [{"role": turn["role"], "content": redact(turn["content"]).strip()} for turn in document.messages]
+        given = [{"role": turn["role"], "content": turn["content"].strip()} for turn in document.messages]
         return Example("messages", messages=tuple(given))
-    title, description = redact(document.title).strip(), redact(document.description).strip()
-    content = redact(document.content).strip()
-    if content and (title or description):
-        kind, question, analysis = "answer", user_turn(title, description), content
-    elif title and description:
-        kind, question, analysis = "title", title, description
-    else:
-        return Example(
-            "text", text="\n\n".join(part for part in (title, description, content, *map(redact, document.findings)) if part)
-        )
-    answer = response(role, document, analysis).to_json()
-    asked = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    turns = with_system(role.system_prompt, asked)
-    return Example("answer" if kind == "answer" else "title", messages=tuple(turns))
+    title, description, content = document.title.strip(), document.description.strip(), document.content.strip()
+    question = _paragraphs(title, description)
+    if content and question:
+        return _asked(role, "answer", question, _response(role, document, content))
+    if question and not content and (labelled := _response(role, document, "")).model_fields_set & _labels_of(role, document):
+        return _asked(role, "labels", question, labelled)
+    if title and description:
+        return _asked(role, "title", title, _response(role, document, description))
+    return Example("text", text=_paragraphs(title, description, content, *document.findings))
 
 
-def response(role: ModelRole, document: Document, analysis: str) -> Response:
+def _asked(role: ModelRole, kind: Literal["answer", "labels", "title"], question: str, answer: Response) -> Example:
+    asked = [{"role": "user", "content": question}, {"role": "assistant", "content": answer.to_json()}]
+    return Example(kind, messages=tuple(with_system(role.system_prompt, asked)))
+
+
+def _labels_of(role: ModelRole, document: Document) -> set[str]:
+    """Return the fields of the role's answer that the document's labels, and not its text, would fill."""
+    return {field for field, key in role.answer.items() if key in document.labels}
+
+
+def _paragraphs(*parts: str) -> str:
+    return "\n\n".join(part for part in parts if part)
+
+
+def _response(role: ModelRole, document: Document, analysis: str) -> Response:
     """Fill the role's response model with what the document supports; labels that do not fit the model are left out."""
-    offered: dict[str, Any] = {"content": analysis, "findings": [redact(text) for text in document.findings], **document.labels}
-    told = {name: offered[key] for name, key in role.answer.items() if offered.get(key) not in (None, "", [], ())}
-    fields = {name: _stripped(redact_deep(value)) for name, value in told.items()}
+    offered: dict[str, Any] = {"content": analysis, "findings": list(document.findings), **document.labels}
+    fields = {name: _stripped(offered[key]) for name, key in role.answer.items() if offered.get(key) not in (None, "", [], ())}
     while True:
         try:
             return role.response_model.model_validate(fields)

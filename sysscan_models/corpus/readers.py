@@ -16,8 +16,11 @@ from typing import Any, BinaryIO, ClassVar, cast
 
 import orjson
 
+from sysscan_models.corpus import chats
 from sysscan_models.corpus.containers import MAX_RECORD_BYTES, LimitedMember
-from sysscan_models.corpus.records import SAYS, BadRecord, document
+from sysscan_models.corpus.fields import BadRecord
+from sysscan_models.corpus.records import SAYS, document
+from sysscan_models.corpus.transcoding import as_utf8, joined, marked_encoding
 from sysscan_models.documents import Document, SetAside
 from sysscan_models.interfaces import Member, Reader
 
@@ -33,29 +36,7 @@ class JsonReader(Reader):
 
     def read(self, member: Member) -> Iterator[Document | SetAside]:
         """Yield a document for each object. Only a list may be larger than one record."""
-        limit = record_limit(member)
-        data = member.stream.read(limit + 1)
-        if len(data) > limit:
-            rest = cast(BinaryIO, io.BufferedReader(_Joined(data, member.stream), 1 << 18))
-            listed = data.lstrip(codecs.BOM_UTF8 + _BLANKS).startswith(b"[")
-            yield from _large_list(member.name, rest, limit) if listed else _lines(member.name, rest, limit)
-            return
-        try:
-            value = parse(data)
-        except BadRecord as bad:
-            first = data.lstrip(codecs.BOM_UTF8 + _BLANKS).split(b"\n", 1)
-            if len(first) == 2 and _is_object(first[0]):
-                yield from _lines(member.name, io.BytesIO(data), limit)
-            else:
-                yield SetAside(member.name, bad.reason, bad.detail)
-            return
-        items = _items(value)
-        if items is None:
-            yield document(value, member.name)
-        elif not items:
-            yield SetAside(member.name, "empty list")
-        else:
-            yield from (document(item, f"{member.name}[{index}]") for index, item in enumerate(items))
+        return read_json(member)
 
 
 class JsonLinesReader(Reader):
@@ -69,7 +50,9 @@ class JsonLinesReader(Reader):
 
     def read(self, member: Member) -> Iterator[Document | SetAside]:
         """Yield a document for each line; a line that is too long is skipped without being held in memory."""
-        return _lines(member.name, member.stream, record_limit(member))
+        head = member.stream.read(4)
+        stream = as_utf8(head, member.stream)
+        return read_lines(member.name, stream, record_limit(member), family_key(member))
 
 
 def record_limit(member: Member) -> int:
@@ -77,54 +60,104 @@ def record_limit(member: Member) -> int:
     return member.max_record_bytes if isinstance(member, LimitedMember) else MAX_RECORD_BYTES
 
 
+def family_key(member: Member) -> str:
+    """Return the key of a member's records that names their family."""
+    return member.family_key if isinstance(member, LimitedMember) else "family"
+
+
+def read_json(member: Member) -> Iterator[Document | SetAside]:
+    """Read a member that holds JSON; see JsonReader."""
+    limit, key = record_limit(member), family_key(member)
+    data = member.stream.read(limit + 1)
+    if marked_encoding(data):
+        stream = as_utf8(data, member.stream)
+        data = stream.read(limit + 1)
+    else:
+        stream = member.stream
+    if len(data) > limit:
+        yield from _large(member.name, data, joined(data, stream), limit, key)
+        return
+    try:
+        value = parse(data)
+    except BadRecord as bad:
+        if _begins_with_a_line(data):
+            yield from read_lines(member.name, io.BytesIO(data), limit, key)
+        else:
+            yield SetAside(member.name, bad.reason, bad.detail)
+        return
+    yield from documents_of(value, member.name, key)
+
+
+def _large(name: str, head: bytes, stream: BinaryIO, limit: int, key: str) -> Iterator[Document | SetAside]:
+    """Read a member that is larger than a record: a list, or lines; `head` is what it begins with."""
+    if head.lstrip(codecs.BOM_UTF8 + _BLANKS).startswith(b"["):
+        yield from _large_list(name, stream, limit, key)
+    elif _begins_with_a_line(head):
+        yield from read_lines(name, stream, limit, key)
+    else:
+        yield SetAside(name, "record too large", f"one value of more than {limit:,} bytes; data.max_record_bytes may be raised")
+
+
+def _begins_with_a_line(data: bytes) -> bool:
+    line, end, _ = data.lstrip(codecs.BOM_UTF8 + _BLANKS).partition(b"\n")
+    return bool(end) and _is_object(line)
+
+
+def documents_of(value: Any, name: str, key: str) -> Iterator[Document | SetAside]:
+    """Yield the documents of a member's whole value: of a list, of what it wraps, or the one that it is."""
+    items = _items(value)
+    if items is None:
+        yield document(value, name, key)
+    elif not items:
+        yield SetAside(name, "empty list")
+    else:
+        yield from (document(item, f"{name}[{index}]", key) for index, item in enumerate(items))
+
+
 _BLANKS = b" \t\r\n"
 
 
-class _Joined(io.RawIOBase):
-    """Bytes that were read already, and then the rest of their stream."""
-
-    def __init__(self, head: bytes, stream: BinaryIO) -> None:
-        super().__init__()
-        self._head, self._stream = io.BytesIO(head), stream
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        data = self._head.read(len(buffer)) or self._stream.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
-
-
-def _lines(name: str, stream: BinaryIO, limit: int) -> Iterator[Document | SetAside]:
-    number, said = 0, False
-    while line := stream.readline(limit + 2):
+def read_lines(
+    name: str, stream: BinaryIO, limit: int, key: str = "family", *, first: int = 1, whole: bool = True
+) -> Iterator[Document | SetAside]:
+    """Yield the document of each line, the first of them with this number; `whole` says whether there are no other lines."""
+    number, said = first - 1, not whole
+    while line := stream.readline(limit + 3):
         number += 1
-        source = f"{name}:{number}"
-        if len(line.rstrip(b"\r\n")) > limit:
+        if too_long(line, limit):
             while line and not line.endswith(b"\n"):
                 line = stream.readline(1 << 20)
             said = True
-            yield SetAside(source, "record too large", f"more than {limit:,} bytes")
+            yield line_too_long(name, number, limit)
         elif line.strip():
             said = True
             try:
                 value = parse(line)
             except BadRecord as bad:
-                yield SetAside(source, bad.reason, bad.detail)
+                yield SetAside(f"{name}:{number}", bad.reason, bad.detail)
             else:
-                yield document(value, source)
+                yield document(value, f"{name}:{number}", key)
     if not said:
         yield SetAside(name, "empty file")
 
 
-def _large_list(name: str, stream: BinaryIO, limit: int) -> Iterator[Document | SetAside]:
+def too_long(line: bytes, limit: int) -> bool:
+    """Say whether a line, or as much of it as was read, cannot be a record; its end does not count."""
+    return len(line) > limit and (len(line) > limit + 2 or len(line.rstrip(b"\r\n")) > limit)
+
+
+def line_too_long(name: str, number: int, limit: int) -> SetAside:
+    """Return what becomes of a line that is too long."""
+    return SetAside(f"{name}:{number}", "record too large", f"more than {limit:,} bytes")
+
+
+def _large_list(name: str, stream: BinaryIO, limit: int, key: str) -> Iterator[Document | SetAside]:
     """Yield the objects of a list that is larger than a record, holding no more than one of them at a time."""
     text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
     index = -1
     try:
         for index, value in enumerate(_elements(text, limit)):
-            yield document(value, f"{name}[{index}]")
+            yield document(value, f"{name}[{index}]", key)
     except BadRecord as bad:
         yield SetAside(f"{name}[{index + 1}]", bad.reason, "the rest of the list was not read")
     except UnicodeDecodeError:
@@ -144,6 +177,7 @@ def _elements(text: io.TextIOWrapper, limit: int) -> Iterator[Any]:
     while True:
         position = cast(re.Match[str], _BETWEEN.match(buffer, position)).end()
         if buffer.startswith("]", position):
+            _refuse_more(buffer[position + 1 :], text)
             return
         try:
             value, end = _DECODER.raw_decode(buffer, position)
@@ -158,6 +192,13 @@ def _elements(text: io.TextIOWrapper, limit: int) -> Iterator[Any]:
         if not (more := text.read(step)):
             raise BadRecord("not JSON")
         buffer, position, step = buffer[position:] + more, 0, step * 2
+
+
+def _refuse_more(rest: str, text: io.TextIOWrapper) -> None:
+    while not rest.strip():
+        if not (rest := text.read(1 << 16)):
+            return
+    raise BadRecord("not JSON")
 
 
 _BETWEEN = re.compile(r"[\s,]*")
@@ -204,7 +245,7 @@ def _items(value: Any) -> list[Any] | None:
     """Return the list that a value is or wraps, or None when it is one record itself."""
     if isinstance(value, list):
         return value
-    if not isinstance(value, dict) or any(value.get(key) not in (None, "", []) for key in SAYS):
+    if not isinstance(value, dict) or chats.is_chat(value) or any(value.get(key) not in (None, "", []) for key in SAYS):
         return None
     lists = [item for item in value.values() if isinstance(item, list) and any(isinstance(inner, dict) for inner in item)]
     return lists[0] if len(lists) == 1 else None

@@ -36,7 +36,8 @@ def test_help_imports_no_heavy_library_and_lists_every_verb() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
-    verbs = ["init", "fetch", "prepare", "train", "merge", "quantize", "export", "package", "run", "verify", "ask"]
+    verbs = ["init", "fetch", "prepare", "inspect", "fit-router"]
+    verbs += ["train", "merge", "quantize", "export", "package", "run", "verify", "ask"]
     verbs += ["plugins", "plan", "doctor", "config"]
     assert set(verbs) == set(cli.commands)
     assert all(f"  {verb} " in done.stdout for verb in verbs)

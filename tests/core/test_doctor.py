@@ -105,7 +105,7 @@ def test_the_command_works_in_an_environment_with_the_core_only(tmp_path: Path) 
         "import sys\n"
         "class Absent:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name.split('.')[0] in ('torch', 'transformers', 'numpy', 'huggingface_hub', 'gguf', 'llama_cpp'):\n"
+        "        if name.split('.')[0] in ('torch', 'transformers', 'huggingface_hub', 'gguf', 'llama_cpp'):\n"
         "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
         "sys.meta_path.insert(0, Absent())\n"
         "from sysscan_models import doctor\n"

@@ -226,7 +226,7 @@ def test_recipes_are_priced_without_their_models_and_without_a_socket(recipe: st
         f"sys.argv = ['sysscan-models', 'plan', '--json', '--recipe', {recipe!r}, '--set', 'data.archive=sample']\n"
         "from sysscan_models.cli import main\n"
         "try:\n    main()\nexcept SystemExit as end:\n    code = end.code\nelse:\n    code = 0\n"
-        "heavy = {'torch', 'transformers', 'numpy', 'gguf'} & set(sys.modules)\n"
+        "heavy = {'torch', 'transformers', 'gguf'} & set(sys.modules)\n"
         "print('@', code, sorted(set(seen)), sorted(heavy))\n"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)

@@ -13,12 +13,13 @@ from datasketch import MinHash, MinHashLSH
 
 from sysscan_models.config import DataOptions
 from sysscan_models.corpus import JsonLinesReader, JsonReader, read_documents
-from sysscan_models.documents import Document
+from sysscan_models.documents import Document, content_hash
 from sysscan_models.pipeline import sample_corpus
 from sysscan_models.prompts import example, redact
 from sysscan_models.roles import GENERALIST, SPECIALIST
-from sysscan_models.routing import LexiconRouter
-from sysscan_models.splits import SPLITS, split_of
+from sysscan_models.routing import LinearRouter
+from sysscan_models.splits.division import split_of
+from sysscan_models.splits.report import SPLITS
 
 BANDS = {"info": (0, 14), "low": (15, 34), "medium": (35, 64), "high": (65, 84), "critical": (85, 100)}
 TECHNIQUE = re.compile(r"T\d{4}(\.\d{3})?")
@@ -35,7 +36,7 @@ KEYWORDS = (
     "security", "vulnerability", "threat", "attack", "malware", "exploit", "breach", "compliance", "risk", "authentication",
     "firewall",
 )  # fmt: skip
-"""A rule of eleven substrings, the kind that the lexicon has to beat."""
+"""A rule of eleven substrings, the kind that the router has to beat."""
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +87,7 @@ def test_every_document_can_be_answered_and_holds_no_secret(documents):
         assert document.description, document.id
         assert document.family, document.id
         assert document.findings, document.id
-        assert redact(document.text) == document.text, document.id
+        assert redact(document.text, people=False) == document.text, document.id
         made = example(SPECIALIST if about_security(document) else GENERALIST, document)
         assert made.kind == "answer"
 
@@ -141,7 +142,7 @@ def test_splits_divide_no_family_and_leave_none_empty(documents, seed):
     families = defaultdict(set)
     sizes: Counter[tuple[bool, str]] = Counter()
     for document in documents:
-        split = split_of(document.family, seed, DataOptions())
+        split = split_of(content_hash(document), document.family, seed, DataOptions())
         families[document.family].add(split)
         sizes[about_security(document), split] += 1
     assert all(len(found) == 1 for found in families.values())
@@ -149,25 +150,26 @@ def test_splits_divide_no_family_and_leave_none_empty(documents, seed):
 
 
 def test_labels_route_every_document(documents):
-    router = LexiconRouter()
-    for document in documents:
+    decided = LinearRouter().route_all(documents)
+    for document, decision in zip(documents, decided, strict=True):
         if about_security(document):
-            assert router.route(document).role == "specialist"
+            assert decision.role == "specialist"
 
 
-def test_the_lexicon_routes_the_bare_text_far_better_than_keywords(documents, record_property):
-    """Without labels, and with look-alikes written to mislead: at least 0.93 F1, where eleven keywords stay below 0.6."""
-    router = LexiconRouter()
+def test_the_router_routes_the_bare_text_far_better_than_keywords(documents, record_property):
+    """Without labels, and with look-alikes written to mislead: at least 0.95 F1, where eleven keywords stay below 0.6.
+
+    The shipped coefficients were fitted on these documents among others; how they do on unseen ones is in docs/routing.md.
+    """
     truth = [about_security(document) for document in documents]
-    lexicon = [router.route(replace(document, labels={})).role == "specialist" for document in documents]
+    decided = LinearRouter().route_all([replace(document, labels={}) for document in documents])
+    linear = [decision.role == "specialist" for decision in decided]
     keywords = [any(word in document.text.lower() for word in KEYWORDS) for document in documents]
-    record_property("f1", f1(truth, lexicon))
-    assert f1(truth, lexicon) >= 0.93
+    record_property("f1", f1(truth, linear))
+    assert f1(truth, linear) >= 0.95
     assert f1(truth, keywords) < 0.6
     plain = [
-        right
-        for document, right in zip(documents, lexicon, strict=True)
-        if domain(document) in ("general_ops", "general_world")
+        right for document, right in zip(documents, linear, strict=True) if domain(document) in ("general_ops", "general_world")
     ]
     assert sum(plain) <= 0.1 * len(plain)
 

@@ -24,20 +24,29 @@ from sysscan_models.errors import DataError, SysscanError, UserError
 from sysscan_models.interfaces import Decision, Member, Reader, Router
 from sysscan_models.pipeline import current
 from sysscan_models.roles import GENERALIST, SPECIALIST
-from sysscan_models.routing import LexiconRouter
-from sysscan_models.splits import archive_digest, prepare, prepare_plain, splits_inputs
+from sysscan_models.routing import LinearRouter
+from sysscan_models.splits import archive_digest, folders, prepare, prepare_plain, splits_inputs
+from sysscan_models.splits.division import split_of
 from sysscan_models.splits.report import DISTINCT_ROLES, EXAMPLES, read_report, report_text, set_aside_count
 
 READERS = (JsonReader(), JsonLinesReader())
 OPTIONS = DataOptions(valid_fraction=0.1, test_fraction=0.1)
+VOCABULARY = [
+    f"{first}{last}" for first in ("ka", "lo", "mi", "nu", "pe", "ro", "sa", "ti") for last in ("bel", "dor", "fin", "gam")
+]
 TOKEN = "hf_" + "a1B2" * 8  # of the right shape, and nobody's
+
+
+def said(number: int) -> str:
+    """Return words that no other document has in this order."""
+    return " ".join(random.Random(number).choices(VOCABULARY, k=12))
 
 
 def security(number: int, **fields: Any) -> dict[str, Any]:
     return {
         "title": f"Backdoor {number} in a cron job",
-        "description": f"Malware number {number} runs as root.",
-        "content": f"The rootkit hides process {number}.",
+        "description": f"Malware number {number} runs as root: {said(number)}.",
+        "content": f"The rootkit hides process {number}, {said(-number - 1)}.",
         "severity": "high",
         "risk_score": 70,
         **fields,
@@ -47,8 +56,8 @@ def security(number: int, **fields: Any) -> dict[str, Any]:
 def general(number: int, **fields: Any) -> dict[str, Any]:
     return {
         "title": f"Bread number {number}",
-        "description": f"Dough {number} with flour.",
-        "content": f"Bake {number} minutes.",
+        "description": f"Dough {number} with flour, {said(10_000 + number)}.",
+        "content": f"Bake {number} minutes, {said(-number - 10_000)}.",
         **fields,
     }
 
@@ -69,7 +78,7 @@ def archive(path: Path, records: list[dict[str, Any]], *, members: int = 3, name
 
 def run(source: Path, out: Path, **changes: Any) -> dict[str, Splits]:
     given: dict[str, Any] = {
-        "roles": [SPECIALIST, GENERALIST], "router": LexiconRouter(), "readers": READERS, "options": OPTIONS, "seed": 17,
+        "roles": [SPECIALIST, GENERALIST], "router": LinearRouter(), "readers": READERS, "options": OPTIONS, "seed": 17,
         **changes,
     }  # fmt: skip
     return prepare(source, out, **given)
@@ -109,7 +118,7 @@ def test_every_document_is_in_one_split_of_its_role(tmp_path):
     assert found[0]["source"].startswith("part")
     assert made["specialist"].dataset_digest == made["generalist"].dataset_digest
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "generalist", "report.json", "review.jsonl", "set_aside.jsonl", "specialist",
+        "data_report.html", "dropped.jsonl", "generalist", "report.json", "review.jsonl", "set_aside.jsonl", "specialist",
     ]  # fmt: skip
 
 
@@ -178,7 +187,7 @@ def test_exact_duplicates_are_removed_and_the_one_with_a_family_is_kept(tmp_path
 
 
 def test_kinds_follow_the_contract(tmp_path):
-    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "A rootkit."}]
+    turns = [{"role": "user", "content": "What hides it?"}, {"role": "assistant", "content": "A rootkit."}]
     records = [
         *corpus(10),
         {"title": "Rootkit backdoor", "description": "Malware."},
@@ -195,7 +204,7 @@ def test_kinds_follow_the_contract(tmp_path):
     assert by_kind["messages"]["messages"] == turns
     notes = read_report(tmp_path / "out")["notes"]
     assert notes[0] == "specialist: the valid split is empty; give more documents or a larger data.valid_fraction"
-    assert notes[0] in report_text(tmp_path / "out")
+    assert notes[0] in " ".join(report_text(tmp_path / "out").split())
 
 
 def test_secrets_are_in_no_file(tmp_path):
@@ -210,7 +219,7 @@ def test_secrets_are_in_no_file(tmp_path):
         {TOKEN: 1},
         {"title": "Service account", "description": f"daemon {TOKEN}"},
     ]
-    run(archive(tmp_path / "a.tar.gz", records, name=f"{TOKEN}-"), tmp_path / "out", router=LexiconRouter(threshold=0.3))
+    run(archive(tmp_path / "a.tar.gz", records, name=f"{TOKEN}-"), tmp_path / "out", router=LinearRouter(threshold=0.3))
     written = b"".join(tree(tmp_path / "out").values()) + report_text(tmp_path / "out").encode()
     assert TOKEN.encode() not in written
     assert b"[HF_TOKEN]" in written
@@ -218,7 +227,7 @@ def test_secrets_are_in_no_file(tmp_path):
 
 
 def test_the_report_accounts_for_every_record(tmp_path):
-    records = [*corpus(20), {"title": "Critic", "role": "critic"}, {"x": 1}, {"title": {}}, {"title": []}, security(1)]
+    records = [*corpus(20), general(90, role="critic"), {"x": 1}, {"title": {}}, {"title": []}, security(1)]
     source = archive(tmp_path / "a.tar.gz", records)
     run(source, tmp_path / "out")
     report = read_report(tmp_path / "out")
@@ -291,10 +300,10 @@ def test_one_role_alone_takes_its_own_documents(tmp_path):
 def test_roles_with_other_names(tmp_path):
     hunter = replace(SPECIALIST, name="hunter")
     made = run(
-        archive(tmp_path / "a.tar.gz", [*corpus(20), {"title": "x", "role": "hunter"}]),
+        archive(tmp_path / "a.tar.gz", [*corpus(20), security(90, role="hunter")]),
         tmp_path / "out",
         roles=[hunter, GENERALIST],
-        router=LexiconRouter(roles={"security": "hunter"}),
+        router=LinearRouter(roles={"security": "hunter"}),
     )
     assert sum(made["hunter"].counts.values()) == 21
 
@@ -319,7 +328,7 @@ def test_a_role_without_training_examples_is_refused(tmp_path, records, found):
 
 def test_a_role_whose_documents_are_all_held_out_is_refused(tmp_path):
     options = DataOptions(valid_fraction=0.4, test_fraction=0.4)
-    held_out = next(name for name in map(str, range(99)) if splits.split_of(name, 17, options) != "train")
+    held_out = next(name for name in map(str, range(99)) if split_of("", name, 17, options) != "train")
     records = [*corpus(20), *(security(number, family=held_out, role="generalist") for number in range(100, 103))]
     source = archive(tmp_path / "a.tar.gz", [record for record in records if "Bread" not in record["title"]])
     with pytest.raises(DataError, match=r"no training example for generalist.*lower data\.valid_fraction"):
@@ -351,7 +360,7 @@ def test_a_failure_leaves_the_former_result_as_it_was(tmp_path, monkeypatch, fai
         other.write_bytes(other.read_bytes()[:-200])
         expected, readers = DataError, READERS
     elif failure == "disk":
-        monkeypatch.setattr(splits, "_synced", no_space)
+        monkeypatch.setattr(splits, "synced", no_space)
         expected, readers = SysscanError, READERS
     with pytest.raises(expected) as error:
         run(other, out, readers=readers)
@@ -368,14 +377,14 @@ def test_a_failure_while_publishing_puts_the_former_folder_back(tmp_path, monkey
     out = tmp_path / "out"
     run(archive(tmp_path / "a.tar.gz", corpus(20)), out)
     before = {name: data for name, data in tree(out).items() if "/" in name}
-    whole = splits.publish
+    whole = folders.publish
 
     def interrupted(temporary: Path, path: Path) -> None:
         if path.name == "specialist":
             raise KeyboardInterrupt
         whole(temporary, path)
 
-    monkeypatch.setattr(splits, "publish", interrupted)
+    monkeypatch.setattr(folders, "publish", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(archive(tmp_path / "b.tar.gz", corpus(30)), out)
     assert {name: data for name, data in tree(out).items() if "/" in name} == before
@@ -427,7 +436,7 @@ def test_reading_what_is_written_is_refused(tmp_path):
 def test_the_artifact_is_keyed_by_splits_inputs(tmp_path):
     source, out = archive(tmp_path / "a.tar.gz", corpus(20)), tmp_path / "out"
     made = run(source, out)
-    given: dict[str, Any] = {"router": LexiconRouter(), "readers": READERS, "roles": [SPECIALIST, GENERALIST]}
+    given: dict[str, Any] = {"router": LinearRouter(), "readers": READERS, "roles": [SPECIALIST, GENERALIST]}
     inputs, options = splits_inputs(source, OPTIONS, **given)
     for name in made:
         assert current(Splits, out / name, inputs, options, role=name, seed=17) is not None
@@ -443,7 +452,7 @@ def test_the_artifact_is_keyed_by_splits_inputs(tmp_path):
     assert not differs(options=OPTIONS.model_copy(update={"archive": "elsewhere.tar.gz"}))
     assert differs(where=archive(tmp_path / "b.tar.gz", corpus(21)))
     assert differs(options=OPTIONS.model_copy(update={"valid_fraction": 0.2}))
-    assert differs(router=LexiconRouter(threshold=0.6))
+    assert differs(router=LinearRouter(threshold=0.6))
     assert differs(readers=READERS[:1])
     assert differs(roles=[SPECIALIST])
     assert differs(roles=[replace(SPECIALIST, system_prompt="Answer."), GENERALIST])

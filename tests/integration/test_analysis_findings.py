@@ -220,7 +220,7 @@ def test_the_generalist_is_told_the_most_severe_first_and_neither_ids_nor_homes(
     lines = told.text.splitlines()
     assert lines[2:4] == ["3 findings were analysed: 1 critical, 1 medium, 1 low.", "1 finding was left out: time budget."]
     assert lines[6:8] == [
-        "F2 [critical, risk 90] In /home/[user]/bin: It matters.",
+        "F2 [critical, risk 90] In /home/[USER]/bin: It matters.",
         "F1 [low] Finding 1 (and 1 alike): It matters.",
     ]
     assert "alice" not in told.text
@@ -234,7 +234,7 @@ def test_the_generalist_is_told_that_a_user_is_shared_and_not_which_one() -> Non
     ]
     assert [group.value for group in groups] == ["x F2 [info, risk 0] nothing is wrong here"]
     told = tell_findings(members, groups, (), lambda text: True).text
-    assert told.splitlines()[-1] == "C1: 2 findings concern the user [user]: F1, F2"
+    assert told.splitlines()[-1] == "C1: 2 findings concern the user [USER]: F1, F2"
     assert "nothing is wrong" not in told
 
 

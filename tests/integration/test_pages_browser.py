@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from chromium import Tab, browser, browser_path
+from chromium import CONTRAST, Tab, browser, browser_path, complaints, requests
 from pages_cases import HOSTILE, analysed, hostile, many
 
 from sysscan_langgraph.analysis.records import AnalysisReport
@@ -36,17 +36,6 @@ def show(tab: Tab, tmp_path: Path) -> Callable[..., Tab]:
         return tab
 
     return show
-
-
-def requests(tab: Tab) -> list[str]:
-    """What was asked for beside the page itself."""
-    urls = [event["request"]["url"] for event in tab.told("Network.requestWillBeSent")]
-    return [url for url in urls if not url.endswith("/page.html")]
-
-
-def complaints(tab: Tab) -> list[str]:
-    logged = [event["entry"]["text"] for event in tab.told("Log.entryAdded")]
-    return logged + [event["type"] for event in tab.told("Runtime.consoleAPICalled") + tab.told("Runtime.exceptionThrown")]
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -149,29 +138,3 @@ def test_an_empty_analysis_is_a_page(show: Callable[..., Tab]) -> None:
     tab = show(render(AnalysisReport(), "html"), width=390)
     assert tab.evaluate("document.querySelector('h1').innerText") == "Unnamed host"
     assert complaints(tab) == []
-
-
-CONTRAST = """
-(() => {
-  const parts = color => color.match(/[\\d.]+/g).map(Number);
-  const light = color => {
-    const [r, g, b] = parts(color).map(x => x / 255).map(x => x <= 0.03928 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4);
-    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-  };
-  const behind = one => {
-    for (; one; one = one.parentElement) {
-      const color = getComputedStyle(one).backgroundColor;
-      if (parts(color)[3] !== 0) return color;
-    }
-  };
-  const faint = new Set();
-  for (const one of document.querySelectorAll('body *')) {
-    if (![...one.childNodes].some(node => node.nodeType === 3 && node.data.trim()) || !one.checkVisibility()) continue;
-    const [a, b] = [light(getComputedStyle(one).color), light(behind(one))];
-    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
-    if (ratio < 4.5) faint.add(`${one.tagName}.${one.className} ${ratio.toFixed(2)}`);
-  }
-  return [...faint];
-})()
-"""
-"""Texts whose contrast is below 4.5 to 1, which WCAG 2 asks for at level AA."""

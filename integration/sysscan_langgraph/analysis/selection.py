@@ -14,6 +14,7 @@ from typing import Any
 from sysscan_langgraph.analysis.records import AnalysisWarning, LeftOut
 from sysscan_models.errors import UserError, unknown_name
 from sysscan_models.prompts import redact, redact_deep, user_turn
+from sysscan_models.redaction import home_users
 from sysscan_models.scan_report import SEVERITIES, document, readable_findings
 
 Entry = dict[str, Any]
@@ -21,7 +22,6 @@ Entry = dict[str, Any]
 of the entry whose text is the same, or empty), `shares` (pairs of a kind and a value)."""
 
 _PATH = re.compile(r"/[^\s:'\"|;,]{1,250}")
-_HOME = re.compile(r"^/home/([^/]{1,64})(?:/|$)")
 _PROCESS_KEYS, _USER_KEYS, _ADDRESS_KEYS = ("pid", "ppid"), ("user", "username", "uid", "owner"), ("dst_ip", "rip", "ip")
 _SHARED_BY_ALL = {"", "0", "1", "root", "0.0.0.0", "::", "127.0.0.1", "::1", "none", "unknown", "-"}  # noqa: S104
 
@@ -113,12 +113,15 @@ def _entry(alias: str, finding: Mapping[str, Any]) -> Entry:
 
 
 def _shares(finding: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield what a finding may have in common with others, as kinds and values: redacted, each on one line."""
+    """Yield what a finding may have in common with others, as kinds and values: without secrets, each on one line.
+
+    Users keep their names, by which findings are compared; whatever shows a value passes it through `redact` first.
+    """
     metadata = {str(key).lower(): _flat(value) for key, value in (finding.get("metadata") or {}).items()}
     own_id = _flat(finding.get("id", ""))
     paths = list(dict.fromkeys(_paths([own_id, *metadata.values()])))
     yield from (("path", path) for path in paths)
-    homes = (home[1] for path in paths if (home := _HOME.match(path)))
+    homes = (name for path in paths for name in home_users(path))
     names = [f"uid {metadata[key]}" if key == "uid" else metadata[key] for key in _USER_KEYS if _tells(metadata.get(key))]
     yield from (("user", name) for name in (*names, *homes))
     yield from (("process", f"pid {metadata[key]}") for key in _PROCESS_KEYS if _tells(metadata.get(key)))
@@ -147,7 +150,7 @@ def _pattern(title: str, finding_id: str) -> str:
 
 def _flat(value: Any) -> str:
     """Return a value as one line without secrets; before anything of it is cut or replaced, as half a secret is not known."""
-    return " ".join(_clean(str(redact_deep(value))).split())
+    return " ".join(_clean(str(redact_deep(value, people=False))).split())
 
 
 def _clean(text: str) -> str:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from sysscan_langgraph.analysis.records import Correlation, FindingAnalysis, LeftOut, Point
 from sysscan_langgraph.analysis.schemas import POINTS
 from sysscan_langgraph.analysis.selection import rank
+from sysscan_models.prompts import redact
 from sysscan_models.scan_report import SEVERITIES
 
 MOST_TOLD, MOST_SHARED = 24, 5
@@ -22,7 +23,6 @@ LINE = 200
 """Characters of a finding's line."""
 
 _SENTENCE = re.compile(r"\s*(.+?(?:[.!?](?=\s|$)|$))", re.DOTALL)
-_HOME = re.compile(r"(/home/|/Users/)[^/\s:\"']{1,64}")
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def finding_line(analysis: FindingAnalysis, alike: int = 0) -> str:
     marks = analysis.severity if analysis.risk_score is None else f"{analysis.severity}, risk {analysis.risk_score}"
     more = f" (and {alike} alike)" if alike else ""
     line = f"{analysis.alias} [{marks}] {_short(analysis.title, 80)}{more}: {_first_sentence(analysis.analysis)}"
-    return _HOME.sub(r"\1[user]", _short(line.rstrip(": "), LINE))
+    return redact(_short(line.rstrip(": "), LINE))
 
 
 def tell_findings(
@@ -109,8 +109,8 @@ def _many(number: int, what: str) -> str:
 
 
 def _shared_line(group: Correlation) -> str:
-    title = f"{group.title.removesuffix(group.value)}[user]" if group.kind == "user" else group.title
-    return _HOME.sub(r"\1[user]", f"{group.id}: {_short(title, LINE)}: {', '.join(group.aliases[:6])}")
+    title = f"{group.title.removesuffix(group.value)}[USER]" if group.kind == "user" else group.title
+    return redact(f"{group.id}: {_short(title, LINE)}: {', '.join(group.aliases[:6])}")
 
 
 def _telling(group: Correlation) -> bool:

@@ -1,8 +1,9 @@
 """The one door through which the host's text passes into prompts, and through which a model's text comes back.
 
 In the host a finding's id is often a path below somebody's home, and only some titles are redacted. So a prompt calls findings
-F1, F2, ... and correlations C1, C2, ..., and in all other text secrets, home folders, user names and anything that a chat
-template or a terminal would take for a command are replaced. Answers get the ids back.
+F1, F2, ... and correlations C1, C2, ..., and in all other text secrets and users' names (`redact`, and the names that findings
+tell, wherever they stand) and anything that a chat template or a terminal would take for a command are replaced. Answers get
+the ids back.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from typing import Any
 
 from sysscan_langgraph.host.findings import HostCorrelation, HostFinding
 from sysscan_models.prompts import redact
+from sysscan_models.redaction import home_users
 from sysscan_models.terminal import printable
 
-USER = "<user>"
-"""What stands for a user's name; the host's own redaction writes the same."""
+USER = "[USER]"
+"""What stands for a user's name; `redact` writes the same."""
 LONGEST = 6000
 """Characters of one piece of a finding's text; llama.cpp's context would hold no more of it anyway."""
 
@@ -28,7 +30,6 @@ _MARKERS = (  # what chat templates write between turns; a space inside makes th
     (re.compile(r"<<(/?SYS)>>", re.IGNORECASE), r"< <\1> >"),
     (re.compile("<\uff5c"), "< \uff5c"),
 )
-_HOME = re.compile(r"((?:/home|/Users|\\Users)[/\\]+)([^/\\\s:;,'\"<>|()\[\]{}]{1,64})", re.IGNORECASE)
 _USER_KEYS = frozenset({"user", "username", "user_name", "owner", "login", "account", "uname", "sudo_user"})
 _NO_PERSON = re.compile(
     r"root|daemon|bin|sys|sync|games|man|lp|mail|news|uucp|proxy|www-data|backup|list|irc|nobody|systemd-[a-z-]+|sshd|messagebus"
@@ -64,7 +65,6 @@ class Aliases:
         for marker, harmless in _MARKERS:
             text = marker.sub(harmless, text)
         text = redact(text)[:LONGEST]  # in this order: half a key is not known for one
-        text = _HOME.sub(lambda home: home[1] + USER, text)
         return self._without_names(text)
 
     def line(self, text: str, longest: int = 160) -> str:
@@ -145,5 +145,5 @@ def _names_in(value: Any, *, owner: bool = False) -> Iterator[str]:
         for item in value:
             yield from _names_in(item, owner=owner)
     elif isinstance(value, str):
-        names = [home[2] for home in _HOME.finditer(value[:LONGEST])] + ([value] if owner else [])
+        names = [*home_users(value[:LONGEST]), *([value] if owner else [])]
         yield from (name for name in names if 2 < len(name) <= _LONGEST_NAME and not _NO_PERSON.fullmatch(name.lower()))

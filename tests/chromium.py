@@ -117,3 +117,42 @@ def browser(path: str, folder: Path) -> Iterator[Tab]:
         process.terminate()
         process.wait()
         os.close(from_browser)
+
+
+# What tests ask of every page -------------------------------------------------------------------------------------------
+
+CONTRAST = """
+(() => {
+  const parts = color => color.match(/[\\d.]+/g).map(Number);
+  const light = color => {
+    const [r, g, b] = parts(color).map(x => x / 255).map(x => x <= 0.03928 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const behind = one => {
+    for (; one; one = one.parentElement) {
+      const color = getComputedStyle(one).backgroundColor;
+      if (parts(color)[3] !== 0) return color;
+    }
+  };
+  const faint = new Set();
+  for (const one of document.querySelectorAll('body *')) {
+    if (![...one.childNodes].some(node => node.nodeType === 3 && node.data.trim()) || !one.checkVisibility()) continue;
+    const [a, b] = [light(getComputedStyle(one).color), light(behind(one))];
+    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    if (ratio < 4.5) faint.add(`${one.tagName}.${one.className} ${ratio.toFixed(2)}`);
+  }
+  return [...faint];
+})()
+"""
+"""Texts whose contrast is below 4.5 to 1, which WCAG 2 asks for at level AA."""
+
+
+def requests(tab: Tab) -> list[str]:
+    """What was asked for beside the page itself."""
+    urls = [event["request"]["url"] for event in tab.told("Network.requestWillBeSent")]
+    return [url for url in urls if not url.endswith("/page.html")]
+
+
+def complaints(tab: Tab) -> list[str]:
+    logged = [event["entry"]["text"] for event in tab.told("Log.entryAdded")]
+    return logged + [event["type"] for event in tab.told("Runtime.consoleAPICalled") + tab.told("Runtime.exceptionThrown")]
