@@ -37,6 +37,14 @@ class Document:
     role: str = ""
 
     @cached_property
+    def compared(self) -> str:
+        """What copies and held-out data are looked for in: the text without system turns, and labels that are lists."""
+        turns = [message["content"] for message in self.messages if message["role"] != "system"]
+        lists = [item for value in self.labels.values() if isinstance(value, (list, tuple)) for item in value]
+        told = (self.title, self.description, self.content, *self.findings, *turns, *(str(item) for item in lists))
+        return "\n".join(part for part in told if part)
+
+    @cached_property
     def text(self) -> str:
         """Everything that the document says, as one plain text: title, description, content, findings, turns."""
         turns = (message["content"] for message in self.messages)

@@ -101,7 +101,9 @@ def finding_document(finding: Mapping[str, Any]) -> Document:
     what the specialist is asked for.
     """
     metadata = finding.get("metadata") or {}
-    evidence = [f"{key}: {_plain(redact_deep(value))}" for key, value in metadata.items() if value not in (None, "", [], {})]
+    evidence = [
+        f"{key}: {_plain(redact_deep({key: value})[key])}" for key, value in metadata.items() if value not in (None, "", [], {})
+    ]
     description = "\n".join(part for part in (str(finding.get("description") or "").strip(), *evidence) if part)
     return Document(id=str(finding.get("id", "")), title=str(finding.get("title", "")), description=description)
 

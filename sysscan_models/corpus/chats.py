@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sysscan_models.corpus.fields import BadRecord, clean, kind_of, text_of
+from sysscan_models.redaction import redact
 
 OWN_TEXT = ("title", "description", "content")
 """Keys with which a record is a document of its own."""
@@ -94,7 +95,7 @@ def _turn(item: Any, where: str) -> Turn:
     said = item.get(key)
     role = names.get(said) if isinstance(said, str) else None
     if role is None:
-        found = clean(said)[:40] if isinstance(said, str) else kind_of(said)
+        found = redact(clean(said))[:40] if isinstance(said, str) else kind_of(said)
         raise BadRecord("unknown chat role", f"{where}.{key} is {found}; expected {', '.join(names)}")
     text_key = "value" if shared and "content" not in item else "content"
     return {"role": role, "content": _content(item.get(text_key), f"{where}.{text_key}")}

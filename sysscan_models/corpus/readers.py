@@ -55,6 +55,10 @@ class JsonLinesReader(Reader):
         return read_lines(member.name, stream, record_limit(member), family_key(member))
 
 
+LIST_BYTES = 2 * 2**20
+"""Lists of more bytes are read one element at a time."""
+
+
 def record_limit(member: Member) -> int:
     """Return the largest record of a member that a reader may hold in memory, in bytes."""
     return member.max_record_bytes if isinstance(member, LimitedMember) else MAX_RECORD_BYTES
@@ -74,7 +78,8 @@ def read_json(member: Member) -> Iterator[Document | SetAside]:
         data = stream.read(limit + 1)
     else:
         stream = member.stream
-    if len(data) > limit:
+    listed = len(data) > LIST_BYTES and data.lstrip(codecs.BOM_UTF8 + _BLANKS).startswith(b"[")
+    if len(data) > limit or listed:  # parsed, a list of tiny values takes a hundred times its bytes
         yield from _large(member.name, data, joined(data, stream), limit, key)
         return
     try:

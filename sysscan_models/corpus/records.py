@@ -13,6 +13,7 @@ from typing import Any
 from sysscan_models.corpus import chats
 from sysscan_models.corpus.fields import BadRecord, clean, kind_of, text_of
 from sysscan_models.documents import Document, SetAside, content_hash
+from sysscan_models.redaction import redact
 
 SAYS = ("title", "description", "content", "findings", "messages")
 _ID_LENGTH = 200
@@ -28,7 +29,7 @@ def document(record: Any, source: str, family_key: str = "family") -> Document |
         return SetAside(source, "not an object", f"found {kind_of(record)}")
     try:
         made = Document(
-            id=_line(record, "id")[:_ID_LENGTH],
+            id=_shortened(_line(record, "id")),
             title=text_of(record.get("title"), "title"),
             description=text_of(record.get("description"), "description"),
             content=text_of(record.get("content"), "content"),
@@ -37,14 +38,24 @@ def document(record: Any, source: str, family_key: str = "family") -> Document |
             messages=chats.messages(record),
             family=_line(record, family_key),
             source=source,
-            role=_line(record, "role").lower(),
+            role=redact(_line(record, "role")).lower(),
         )
     except BadRecord as bad:
         return SetAside(source, bad.reason, bad.detail)
     if not made.text.strip():
-        keys = ", ".join(clean(str(key))[:40] for key in list(record)[:6]) or "none"
+        keys = ", ".join(redact(clean(str(key)))[:40] for key in list(record)[:6]) or "none"
         return SetAside(source, "empty document", f"no text in {', '.join(SAYS)}; its keys: {keys}")
     return made if made.id else replace(made, id=content_hash(made)[:16])
+
+
+def as_id(name: str) -> str:
+    """Return an id as documents have it: on one line, without control characters and secrets, and not endless."""
+    return redact(" ".join(clean(name).split()))[:_ID_LENGTH]
+
+
+def _shortened(name: str) -> str:
+    """Return an id that is not endless; a secret must not lose its shape by the cut."""
+    return name if len(name) <= _ID_LENGTH else redact(name)[:_ID_LENGTH]
 
 
 def _line(record: Mapping[str, Any], field: str) -> str:

@@ -31,6 +31,7 @@ from sysscan_models.progress import Progress
 from sysscan_models.roles import GENERALIST, SPECIALIST, ModelRole
 from sysscan_models.routing import LinearRouter
 from sysscan_models.splits.crew import take_in
+from sysscan_models.splits.division import divide
 from sysscan_models.splits.folders import publish_all, refuse_overlap, synced, workspace
 from sysscan_models.splits.intake import REVIEW_BELOW, Settings
 from sysscan_models.splits.page import data_page
@@ -76,6 +77,7 @@ def prepare(
             settings = Settings(by_name, router, tuple(readers), options, held_out_index(held_out, readers, options))
             tally, divided = _fill(work, archive, settings, seed)
             divided.roles = {role.name: divided.roles[role.name] for role in roles}
+            _refuse_loss(tally, divided)
             if not allow_empty or not any(divided.roles[role.name].splits["train"] for role in roles):
                 _refuse_empty(archive, roles, tally, divided)
             made = made_now(seconds=time.monotonic() - started)
@@ -144,8 +146,6 @@ def plain_settings() -> Settings:
 
 def _fill(work: Path, archive: Path, settings: Settings, seed: int) -> tuple[Tally, Divided]:
     """Read the archive once into the spool, then divide what is there; the lists that people read are written on the way."""
-    from sysscan_models.splits.division import divide
-
     tally = Tally(known=frozenset(role.name for role in settings.roles))
     spool, size = work / "spool", packed_bytes(archive)
     spool.mkdir()
@@ -154,8 +154,9 @@ def _fill(work: Path, archive: Path, settings: Settings, seed: int) -> tuple[Tal
         with Progress("prepare", total=size, unit="bytes") as bar:
             for taken in take_in(parts(archive, settings.readers, settings.options), settings, spool, size=size):
                 tally.add(taken.tally)
-                for stream, lines in ((set_aside, taken.set_aside), (review, taken.review), (dropped, taken.dropped)):
-                    stream.writelines(lines)
+                taken.set_aside.pour(set_aside)
+                taken.review.pour(review)
+                taken.dropped.pour(dropped)
                 bar.update(taken.position, documents=f"{tally.documents:,}", set_aside=tally.set_aside.total())
         divided = divide(work, dropped, roles=settings.roles, options=settings.options, seed=seed)
     return tally, divided
@@ -264,8 +265,20 @@ def _refuse_empty(archive: Path, roles: Sequence[ModelRole], tally: Tally, divid
     raise DataError(
         f"{archive} leaves no training example for {' and '.join(empty)}: {tally.documents} documents were read"
         f"{f' ({went}; in the splits: {splits})' if went else ''}, {divided.duplicates} of them duplicates, "
+        f"{divided.near_copies + divided.other_role} near copies, "
         f"{tally.set_aside.total()} records were set aside{f' ({aside})' if aside else ''}. To mend it, {advice}"
     )
+
+
+def _refuse_loss(tally: Tally, divided: Divided) -> None:
+    """Refuse to publish when a document is not accounted for, whatever happened to the spool."""
+    elsewhere = sum(count for name, count in tally.routed.items() if name not in divided.roles)
+    dropped = divided.duplicates + divided.near_copies + divided.other_role + tally.held_out.total() + tally.judged + elsewhere
+    if tally.documents != divided.kept + dropped:
+        raise SysscanError(
+            f"{tally.documents} documents were read, but only {divided.kept + dropped} are accounted for ({divided.kept} kept, "
+            f"{dropped} dropped): something else changed the working folder. Nothing was published; run it again, alone"
+        )
 
 
 def _counts_in_words(counts: Mapping[str, int]) -> str:

@@ -18,6 +18,8 @@ import numpy.typing as npt
 
 from sysscan_models.splits.words import Hashes, Words, word_hashes
 
+SHORTEST = 6
+"""Words of the shortest held-out text that is looked for inside longer ones; shorter ones are anybody's."""
 BATCH_CHARS = 1 << 20
 """Characters of held-out text that are hashed at once."""
 FILTER_BITS = 16
@@ -38,6 +40,8 @@ class HeldOut:
     """[M]: the first file, as an index of `names`, that has the run."""
     digest: str
     """SHA-256 of all that decides what is found."""
+    shorter: tuple[int, ...]
+    """Lengths of held-out texts that are shorter than a run, from SHORTEST words on."""
     _filter: npt.NDArray[np.uint8]
 
     @classmethod
@@ -47,34 +51,47 @@ class HeldOut:
         hashes, files = np.zeros(0, np.uint64), np.zeros(0, np.uint32)
         some: list[npt.NDArray[np.uint64]] = []
         some_files: list[npt.NDArray[np.uint32]] = []
+        lengths: set[int] = set()
         for of_texts, texts in _batches(named_texts):
-            runs, telling = _telling_runs(word_hashes(texts), words)
+            hashed = word_hashes(texts)
+            runs, telling = _telling_runs(hashed, words)
             of_text = np.array([numbers.setdefault(name, len(numbers)) for name in of_texts], np.uint32)
             some.append(runs.hashes[telling])
             some_files.append(np.repeat(of_text, runs.counts)[telling])
+            for length in (
+                range(SHORTEST, words) if len(telling) else ()
+            ):  # texts that are shorter than a run, to be found inside longer ones
+                short = np.flatnonzero((hashed.counts == length) & telling[np.minimum(runs.offsets[:-1], len(telling) - 1)])
+                if len(short):
+                    exact = hashed.runs(length)
+                    some.append(exact.hashes[exact.offsets[short]])
+                    some_files.append(of_text[short])
+                    lengths.add(length)
             if sum(map(len, some)) > len(hashes):  # so that all is sorted only as often as it has doubled
                 hashes, files = _first_of_each([hashes, *some], [files, *some_files])
                 some, some_files = [], []
         hashes, files = _first_of_each([hashes, *some], [files, *some_files])
         files = files.astype(np.min_scalar_type(len(numbers)))
         names = tuple(numbers)
-        return cls(names, words, hashes, files, _digest(names, words, hashes, files), _filter_of(hashes))
+        digest = _digest(names, words, hashes, files)
+        return cls(names, words, hashes, files, digest, tuple(sorted(lengths)), _filter_of(hashes))
 
     def overlaps(self, words: Words) -> list[str]:
         """Return for each text the name of the first held-out file that shares a run with it, or "".
 
-        A text of fewer words than a run is compared whole with the held-out texts that are as short.
+        A held-out text of fewer words than a run is looked for whole; one of fewer than SHORTEST only in texts as short.
         """
         if not len(self.hashes):
             return [""] * len(words)
-        runs = words.runs(self.words)
-        tops = runs.hashes >> _shift(self._filter)
-        likely = np.flatnonzero(self._filter[tops >> np.uint64(3)] & _bit(tops))
-        places = np.minimum(np.searchsorted(self.hashes, runs.hashes[likely]), len(self.hashes) - 1)
-        shared = self.hashes[places] == runs.hashes[likely]
-        texts = np.searchsorted(runs.offsets, likely[shared], side="right") - 1
         first = np.full(len(words), len(self.names))
-        np.minimum.at(first, texts, self.files[places[shared]])
+        for length in (self.words, *self.shorter):
+            runs = words.runs(length)
+            tops = runs.hashes >> _shift(self._filter)
+            likely = np.flatnonzero(self._filter[tops >> np.uint64(3)] & _bit(tops))
+            places = np.minimum(np.searchsorted(self.hashes, runs.hashes[likely]), len(self.hashes) - 1)
+            shared = self.hashes[places] == runs.hashes[likely]
+            texts = np.searchsorted(runs.offsets, likely[shared], side="right") - 1
+            np.minimum.at(first, texts, self.files[places[shared]])
         named = (*self.names, "")
         return [named[file] for file in first.tolist()]
 

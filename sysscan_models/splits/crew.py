@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from sysscan_models.splits.intake import Intake, Settings, Taken
 
 ALONE_BELOW = 8 * 2**20
 """Bytes of an archive below which processes cost more than they save."""
+MOST_WORKERS = 64
+"""More processes wait for the one that reads."""
 _AHEAD = 3
 """Batches that are read ahead for each worker."""
 
@@ -35,6 +38,7 @@ def take_in(parts: Iterable[Part], settings: Settings, spool: Path, *, size: int
         with Intake(settings, spool, 0) as intake:
             yield from map(intake.take, parts)
         return
+    workers = min(workers, MOST_WORKERS)
     context = multiprocessing.get_context("fork")
     numbers = context.Value("i", 0)
     pool = ProcessPoolExecutor(workers, context, initializer=_start, initargs=(settings, spool, numbers))
@@ -52,15 +56,24 @@ def take_in(parts: Iterable[Part], settings: Settings, spool: Path, *, size: int
 def _in_order(pool: ProcessPoolExecutor, parts: Iterable[Part], ahead: int) -> Iterator[Taken]:
     waiting: deque[Future[Taken]] = deque()
     for part in parts:
-        with (
-            warnings.catch_warnings()
-        ):  # of forking beside threads, such as those of a progress bar: the workers use none of them
-            warnings.simplefilter("ignore", DeprecationWarning)
+        with _signals_held(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # forking beside threads, of which the workers use none
             waiting.append(pool.submit(_take, part))
         while len(waiting) > ahead or (waiting and waiting[0].done()):
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Let Ctrl-C wait: what it raises while processes are forked would be lost in Python's own hooks, or reach a worker."""
+    held = {signal.SIGINT, signal.SIGTERM}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, held)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 # In a worker ---------------------------------------------------------------------------------------------------------------
@@ -72,6 +85,7 @@ def _start(settings: Settings, spool: Path, numbers: Any) -> None:
     global _intake
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with numbers.get_lock():
         numbers.value += 1

@@ -25,7 +25,7 @@ from sysscan_models.splits.duplicates import Groups, K, NearCopies
 from sysscan_models.splits.folders import synced
 from sysscan_models.splits.intake import KINDS, dropped_line, family_hash
 from sysscan_models.splits.report import SCORES, SPLITS, Divided, RoleCounts
-from sysscan_models.splits.spool import BUCKETS, Heads, Lines, head_type, read_bucket, read_line
+from sysscan_models.splits.spool import BUCKETS, HEAD, Heads, Lines, read_bucket, read_line, read_signatures
 from sysscan_models.splits.words import mixed
 
 if TYPE_CHECKING:
@@ -33,11 +33,19 @@ if TYPE_CHECKING:
 
 _KEPT, _NEAR_COPY, _OTHER_ROLE = 0, 1, 2
 _REASONS = {_NEAR_COPY: "near copy", _OTHER_ROLE: "near copy in the other role"}
+_AT_ONCE = 1000
+"""Copies whose lines are in memory."""
 _SURE = 1000.0
 """What a role that the data names weighs against roles that a router found for near copies (at most 1 each)."""
 
 Numbers = npt.NDArray[np.int64]
 Units = npt.NDArray[np.uint64]
+Families = tuple[Units, Units]
+"""Families that hold the same document, pair by pair."""
+_LEVELS = 4
+"""Similarities from `kept_together` to `near_copies` at which groups are formed: the loosest that is not too large counts."""
+_FEW, _SHARE = 100, 50
+"""A group is too large beyond so many documents and one in so many of all; chains of what is a little alike have no end."""
 
 
 def divide(work: Path, dropped: IO[bytes], *, roles: Sequence[ModelRole], options: DataOptions, seed: int) -> Divided:
@@ -48,8 +56,9 @@ def divide(work: Path, dropped: IO[bytes], *, roles: Sequence[ModelRole], option
     divided = Divided({role.name: RoleCounts() for role in roles})
     similarity = min(options.kept_together, options.near_copies)
     with Progress("divide", unit="documents") as bar, NearCopies(work / "copies", similarity=similarity) as copies:
-        documents, sizes = _without_exact_copies(work, dropped, divided, copies, bar)
-        verdict = _settle(documents, copies, options, len(roles))
+        documents, sizes, ties = _without_exact_copies(work, dropped, divided, copies, bar)
+        verdict = _settle(documents, copies, ties, options, len(roles))
+        divided.largest_unit = verdict.largest
         bar.total = len(documents)
         writer = _Writing(work, dropped, divided, roles, options, seed)
         first = 0
@@ -66,34 +75,35 @@ def divide(work: Path, dropped: IO[bytes], *, roles: Sequence[ModelRole], option
 
 def _without_exact_copies(
     work: Path, dropped: IO[bytes], divided: Divided, copies: NearCopies, bar: Progress
-) -> tuple[Heads, list[int]]:
-    """Return all heads without their signatures (mapped from a file) and how many each bucket has.
+) -> tuple[Heads, list[int], Families]:
+    """Return all heads without their signatures (mapped from a file), how many each bucket has, and families to tie.
 
     The signatures go to `copies`.
     """
-    kind = head_type(K)
-    fields = [name for name in kind.names or () if name != "signature"]
-    sizes, path = [], work / "documents"
+    sizes, path, ties = [], work / "documents", [(np.zeros(0, np.uint64), np.zeros(0, np.uint64))]
     with path.open("wb") as stream:
         for bucket in range(BUCKETS):
-            heads, exact = read_bucket(work / "spool", bucket, kind)
-            copies.add(heads["signature"])
+            heads, exact = read_bucket(work / "spool", bucket)
+            copies.add(read_signatures(work / "spool", bucket, heads, K))
             sizes.append(len(heads))
-            packed = np.empty(len(heads), [(name, kind[name]) for name in fields])
-            for name in fields:
-                packed[name] = heads[name]
-            stream.write(packed.tobytes())
+            stream.write(heads.tobytes())
             _drop_exact(work, bucket, exact.kept, exact.dropped, dropped, divided)
+            tied = (exact.dropped["family"] != 0) & (exact.kept["family"] != exact.dropped["family"])
+            ties.append((exact.kept["family"][tied], exact.dropped["family"][tied]))
             bar.update(sum(sizes), duplicates=divided.duplicates)
-    return (np.memmap(path, packed.dtype, "r") if sum(sizes) else np.zeros(0, packed.dtype)), sizes
+    documents = np.memmap(path, HEAD, "r") if sum(sizes) else np.zeros(0, HEAD)
+    one, other = (np.concatenate(side) for side in zip(*ties, strict=True))
+    return documents, sizes, (one, other)
 
 
 def _drop_exact(work: Path, bucket: int, kept: Heads, others: Heads, dropped: IO[bytes], divided: Divided) -> None:
     with Lines(work / "spool", bucket) as lines:
-        for one, other in zip(lines.read(kept), lines.read(others), strict=True):
-            first, second = orjson.loads(one), orjson.loads(other)
-            dropped.write(dropped_line(second["id"], second["source"], "exact copy", of=first["source"]))
-            divided.count_duplicate(first["source"], second["source"])
+        for begin in range(0, len(kept), _AT_ONCE):
+            here = slice(begin, begin + _AT_ONCE)
+            for one, other in zip(lines.read(kept[here]), lines.read(others[here]), strict=True):
+                first, second = orjson.loads(one), orjson.loads(other)
+                dropped.write(dropped_line(second["id"], second["source"], "exact copy", of=first["source"]))
+                divided.count_duplicate(first["source"], second["source"])
 
 
 # Near copies ---------------------------------------------------------------------------------------------------------------
@@ -115,22 +125,27 @@ class _Verdict:
     """Families that are part of a larger unit, sorted."""
     joined: Units
     """The unit of each of these families."""
+    largest: int
+    """Documents in the largest unit of near copies."""
     similarity: npt.NDArray[np.float32]
     """The estimated similarity of each of them to the one kept for it."""
 
 
-def _settle(documents: Heads, copies: NearCopies, options: DataOptions, roles: int) -> _Verdict:
+def _settle(documents: Heads, copies: NearCopies, ties: Families, options: DataOptions, roles: int) -> _Verdict:
     count = len(documents)
-    same, alike = Groups(count), Groups(count)
-    for first, second, similarity in copies.pairs() if options.kept_together < 1 else ():
-        alike.join(first, second)
-        close = (similarity >= options.near_copies) & (options.near_copies < 1)  # an estimate of 1 does not mean equal
-        same.join(first[close], second[close])
+    levels = np.linspace(options.kept_together, options.near_copies, _LEVELS)
+    levels = levels[levels < 1]  # an estimate of 1 does not mean equal
+    alike = [Groups(count) for _ in levels]
+    for first, second, similarity in copies.pairs() if len(levels) else ():
+        for level, groups_there in zip(levels, alike, strict=True):
+            close = similarity >= level
+            groups_there.join(first[close], second[close])
     fate = np.zeros(count, np.uint8)
-    groups = alike.roots()
-    touched = _touched(groups)
+    closest = alike[-1].roots() if options.near_copies < 1 and alike else np.arange(count, dtype=np.int32)
+    groups = _bounded([level.roots() for level in alike], count)
+    touched = np.union1d(_touched(groups), _touched(closest))
     head = documents[touched]
-    group, copy_of = groups[touched].astype(np.int64), same.roots()[touched].astype(np.int64)
+    group, copy_of = groups[touched].astype(np.int64), closest[touched].astype(np.int64)
     role = _role_of_groups(group, head, roles)
     elsewhere = head["role"] != role
     fate[touched[elsewhere]] = _OTHER_ROLE
@@ -142,7 +157,17 @@ def _settle(documents: Heads, copies: NearCopies, options: DataOptions, roles: i
     similarity = copies.similarities(touched, instead)
     is_copy = (instead != touched) & (similarity >= options.near_copies) & (copy_of == copy_of[best])
     fate[touched[is_copy & ~elsewhere]] = _NEAR_COPY  # of a chain of copies the far end is kept: it is no copy of this one
-    return _Verdict(fate, touched, instead, *_units(group, head), similarity)
+    largest = int(np.unique(group, return_counts=True)[1].max(initial=0))
+    return _Verdict(fate, touched, instead, *_units(group, head, ties), largest, similarity)
+
+
+def _bounded(levels: Sequence[npt.NDArray[np.int32]], count: int) -> npt.NDArray[np.int32]:
+    """Return the group of each document at the loosest level where that is not too large; beyond all levels it is alone."""
+    groups = np.arange(count, dtype=np.int32)
+    for roots in reversed(levels):
+        sizes = np.bincount(roots, minlength=count)
+        groups = np.where(sizes[roots] <= max(_FEW, count // _SHARE), roots, groups)
+    return groups
 
 
 def _first_of_each(group: Numbers, rank: tuple[npt.NDArray[Any], ...]) -> Numbers:
@@ -168,21 +193,23 @@ def _role_of_groups(group: Numbers, head: Heads, roles: int) -> npt.NDArray[np.u
     return votes.argmax(axis=1).astype(np.uint8)[place] if len(place) else np.zeros(0, np.uint8)
 
 
-def _units(group: Numbers, head: Heads) -> tuple[Units, Units, Units]:
+def _units(group: Numbers, head: Heads, ties: Families) -> tuple[Units, Units, Units]:
     """Return the unit of each document that has near copies; and the families that these tie together, with their units.
 
     A unit is called by its smallest family, or without one by its smallest content hash.
     """
-    named, family = np.unique(head["family"], return_inverse=True)
+    named, family = np.unique(np.concatenate([head["family"], *ties]), return_inverse=True)
+    family, one, other = np.split(family, [len(head), len(head) + len(ties[0])])
     _, place = np.unique(group, return_inverse=True)
     count = int(place.max(initial=-1)) + 1
     tied = Groups(count + len(named))  # groups of near copies and families are the things that are tied together
     has = head["family"] != 0
     tied.join(place[has].astype(np.int64), count + family[has].astype(np.int64))
+    tied.join(count + one.astype(np.int64), count + other.astype(np.int64))
     roots = tied.roots()
     largest = np.uint64(2**64 - 1)
     by_family, by_content = np.full(len(roots), largest), np.full(len(roots), largest)
-    np.minimum.at(by_family, roots[place[has]], head["family"][has])
+    np.minimum.at(by_family, roots[count:][named != 0], named[named != 0])
     np.minimum.at(by_content, roots[place], content_units(head["key"]))
     unit = np.where(by_family == largest, by_content, by_family)
     real = named != 0

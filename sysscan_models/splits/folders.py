@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -36,17 +37,34 @@ def workspace(out_dir: Path, roles: Sequence[ModelRole]) -> Iterator[Path]:
     for role in roles:
         _recover(out_dir / role.name)
         _refuse_foreign(out_dir / role.name)
-    work = out_dir / WORK
-    if work.exists():
-        shutil.rmtree(work)
-    work.mkdir()
+    with _alone(out_dir):
+        work = out_dir / WORK
+        if work.exists():
+            shutil.rmtree(work)
+        work.mkdir()
+        try:
+            yield work
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+            if new:
+                with suppress(OSError):
+                    out_dir.rmdir()  # only if it stayed empty
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold a folder for this run; a lock goes with its process, however that ends. Where none can be had, go on without."""
+    handle = os.open(folder, os.O_RDONLY)
     try:
-        yield work
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another run is preparing {folder}; wait until it has ended, or choose another --out") from None
+        except OSError:
+            pass  # a file system without locks
+        yield
     finally:
-        shutil.rmtree(work, ignore_errors=True)
-        if new:
-            with suppress(OSError):
-                out_dir.rmdir()  # only if it stayed empty
+        os.close(handle)
 
 
 def refuse_overlap(archive: Path, out_dir: Path, roles: Sequence[ModelRole]) -> None:
@@ -83,9 +101,7 @@ def _recover(folder: Path) -> None:
 
 
 def publish_all(work: Path, out_dir: Path, roles: Sequence[ModelRole], lists: Sequence[str]) -> None:
-    """Move the reports and then the folders of the roles into place, each with its record inside."""
-    for name in lists:
-        publish(work / name, out_dir / name)
+    """Move the folders of the roles, each with its record inside, and then the reports into place."""
     for role in roles:
         folder = out_dir / role.name
         try:
@@ -94,3 +110,5 @@ def publish_all(work: Path, out_dir: Path, roles: Sequence[ModelRole], lists: Se
             publish(work / role.name, folder)
         finally:
             _recover(folder)
+    for name in lists:
+        publish(work / name, out_dir / name)

@@ -20,6 +20,7 @@ import orjson
 
 from sysscan_models.corpus import read_documents
 from sysscan_models.corpus.containers import plain_name
+from sysscan_models.corpus.records import as_id
 from sysscan_models.documents import Document, SetAside, content_hash
 from sysscan_models.errors import UserError
 from sysscan_models.interfaces import Decision, Member, Reader
@@ -146,7 +147,7 @@ class Inspector:
 
     def of_id(self, target: str, *, limit: int = 5) -> list[Way]:
         """Return the ways of the documents with an id or source; the archive is read until they are all found."""
-        wanted = redact(target)  # as it is written
+        wanted = as_id(target.encode("utf-8", "replace").decode())  # as it is written
         found = list(islice(_lines_about(self.data, wanted), 200))
         if not found:
             raise self._unknown(target)
@@ -340,6 +341,10 @@ def _as_prepared(way: Way, lines: Sequence[Mapping[str, Any]]) -> Way:
     copy = next((line for line in told if Path(line["file"]).name == DROPPED), None)
     if copy and way.fate == "kept":
         way = replace(way, fate="dropped", why=f"{copy['reason']}{' of ' + copy['of'] if 'of' in copy else ''}")
+    for line in told:
+        split, role = Path(line["file"]).stem, Path(line["file"]).parent.name
+        if split in SPLITS and split != way.split:
+            way = replace(way, split=split, role=role, unit=f"{way.unit}, tied to others")
     return replace(way, prepared=told)
 
 

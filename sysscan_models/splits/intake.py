@@ -6,11 +6,13 @@ This is the work of a worker process. Whether another document says the same is 
 from __future__ import annotations
 
 import hashlib
+import itertools
+import shutil
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import orjson
@@ -25,7 +27,7 @@ from sysscan_models.splits import quality
 from sysscan_models.splits.contamination import HeldOut
 from sysscan_models.splits.duplicates import signatures
 from sysscan_models.splits.report import Tally
-from sysscan_models.splits.spool import Writer, head_type
+from sysscan_models.splits.spool import HEAD, Writer
 from sysscan_models.splits.words import word_hashes
 
 if TYPE_CHECKING:
@@ -33,6 +35,10 @@ if TYPE_CHECKING:
 
 KINDS = ("answer", "labels", "title", "messages", "text")
 """Kinds of examples, in the order of their numbers in the spool; see prompts.Example."""
+TOGETHER, TOGETHER_CHARS = 500, 2**20
+"""Documents, or characters of them, that are taken together."""
+LISTED_BYTES = 2**20
+"""Lines of a list that are held in memory."""
 REVIEW_BELOW = 0.2
 """Documents are listed for review when the router is less sure than this (0 is at its threshold, 1 beyond doubt)."""
 
@@ -49,25 +55,51 @@ class Settings:
     held_out: HeldOut | None = None
 
 
+class Listing:
+    """Lines that people read, from one part: held in memory while they are few, else in a file of the spool."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._lines, self._size, self._spilt = path, list[bytes](), 0, False
+
+    def add(self, line: bytes) -> None:
+        """Append a line."""
+        self._lines.append(line)
+        self._size += len(line)
+        if self._size > LISTED_BYTES:
+            with self._path.open("ab") as stream:
+                stream.writelines(self._lines)
+            self._lines, self._size, self._spilt = [], 0, True
+
+    def pour(self, stream: IO[bytes]) -> None:
+        """Write all lines to a stream, and forget them."""
+        if self._spilt:
+            with self._path.open("rb") as spilt:
+                shutil.copyfileobj(spilt, stream)
+            self._path.unlink()
+        stream.writelines(self._lines)
+        self._lines, self._size, self._spilt = [], 0, False
+
+
 @dataclass
 class Taken:
-    """What became of a batch: counts, and lines for the lists that people read."""
+    """What became of a part: counts, and lines for the lists that people read."""
 
     tally: Tally
-    position: int = 0
-    """How far into the archive the batch reaches."""
-    set_aside: list[bytes] = field(default_factory=list)
-    review: list[bytes] = field(default_factory=list)
-    dropped: list[bytes] = field(default_factory=list)
+    position: int
+    """How far into the archive the part reaches."""
+    set_aside: Listing
+    review: Listing
+    dropped: Listing
 
 
 class Intake:
-    """Takes in batches, one after the other. A context manager."""
+    """Takes in parts, one after the other. A context manager."""
 
     def __init__(self, settings: Settings, spool: Path, number: int) -> None:
         self.settings = settings
         self._numbers = {role.name: place for place, role in enumerate(settings.roles)}
         self._writer = Writer(spool, number)
+        self._lists = (spool / f"{number:03d}.{part}" for part in itertools.count())
 
     def __enter__(self) -> Intake:
         return self
@@ -76,24 +108,47 @@ class Intake:
         self._writer.__exit__(*error)
 
     def take(self, part: Part) -> Taken:
-        """Read a part, write its documents to the spool, and say what became of it."""
-        given = self.settings
-        taken = Taken(Tally(known=frozenset(self._numbers)), part.position)
-        entries = read_part(part, given.readers, given.options)
-        documents = [document for entry in entries if (document := self._checked(entry, taken))]
-        words = word_hashes([document.text for document in documents])
-        signed = signatures(words)
-        if given.held_out:
-            overlaps = given.held_out.overlaps(words)
-            self._drop_held_out(documents, overlaps, taken)
-            clean = [place for place, name in enumerate(overlaps) if not name]
-            documents, signed = [documents[place] for place in clean], signed[clean]
-        decisions = given.router.route_all(documents)
-        for document, decision in zip(documents, decisions, strict=True):
-            self._count(document, decision, taken)
-        ours = [place for place, decision in enumerate(decisions) if decision.role in self._numbers]
-        self._write([documents[place] for place in ours], [decisions[place] for place in ours], signed[ours])
+        """Read a part, write its documents to the spool, and say what became of it.
+
+        A part of a megabyte may hold a million tiny records: some hundreds are in memory at a time.
+        """
+        path = next(self._lists)
+        lists = (Listing(path.with_suffix(f"{path.suffix}.{name}")) for name in ("set_aside", "review", "dropped"))
+        taken = Taken(Tally(known=frozenset(self._numbers)), part.position, *lists)
+        documents: list[Document] = []
+        families: list[int] = []
+        characters = 0
+        for entry in read_part(part, self.settings.readers, self.settings.options):
+            if document := self._checked(entry, taken):
+                documents.append(document)
+                families.append(family_hash(entry.family) if isinstance(entry, Document) else 0)
+                characters += len(document.text)
+            if len(documents) >= TOGETHER or characters >= TOGETHER_CHARS:
+                self._take_some(documents, families, taken)
+                documents, families, characters = [], [], 0
+        self._take_some(documents, families, taken)
         return taken
+
+    def _take_some(self, documents: Sequence[Document], families: Sequence[int], taken: Taken) -> None:
+        """Compare with held-out data, route, and write. Families were hashed before redaction made them alike."""
+        given = self.settings
+        words = word_hashes([document.compared for document in documents])
+        overlaps = given.held_out.overlaps(words) if given.held_out else [""] * len(documents)
+        self._drop_held_out(documents, overlaps, taken)
+        places = [place for place, name in enumerate(overlaps) if not name]
+        decisions = given.router.route_all([documents[place] for place in places])
+        ours = []
+        for place, decision in zip(places, decisions, strict=True):
+            self._count(documents[place], decision, taken)
+            if decision.role in self._numbers:
+                ours.append((place, decision))
+        chosen = [place for place, _ in ours]
+        self._write(
+            [documents[place] for place in chosen],
+            [families[place] for place in chosen],
+            [decision for _, decision in ours],
+            signatures(words)[chosen],
+        )
 
     def _checked(self, entry: Document | SetAside, taken: Taken) -> Document | None:
         """Return the document without its secrets, or None when it was set aside."""
@@ -105,41 +160,46 @@ class Intake:
             taken.tally.redactions.update(found)
             if not (fault := quality.fault(document, options.quality)):
                 return document
+            taken.tally.judged += 1
             entry = SetAside(document.source, *fault)
-        taken.set_aside.append(json_line(taken.tally.count_set_aside(entry)))
+        taken.set_aside.add(json_line(taken.tally.count_set_aside(entry)))
         return None
 
     def _drop_held_out(self, documents: Sequence[Document], overlaps: Sequence[str], taken: Taken) -> None:
         for document, name in zip(documents, overlaps, strict=True):
             if name:
                 taken.tally.held_out[name] += 1
-                taken.dropped.append(dropped_line(document.id, document.source, "in held-out data", of=name))
+                taken.dropped.add(dropped_line(document.id, document.source, "in held-out data", of=name))
 
     def _count(self, document: Document, decision: Decision, taken: Taken) -> None:
         unsure = decision.score < REVIEW_BELOW
         line = decision_line(document, decision) if unsure or taken.tally.wants_sample(decision, review=False) else None
         taken.tally.count_route(decision, line, review=unsure)
         if line and unsure:
-            taken.review.append(json_line(line))
+            taken.review.add(json_line(line))
+        if decision.role not in self._numbers:
+            reason = "for a role that is not configured"
+            taken.dropped.add(dropped_line(document.id, document.source, reason, of=decision.role[:200], similarity=0.0))
 
-    def _write(self, documents: Sequence[Document], decisions: Sequence[Decision], signed: Any) -> None:
+    def _write(
+        self, documents: Sequence[Document], families: Sequence[int], decisions: Sequence[Decision], signed: Any
+    ) -> None:
         if not documents:
             return
         numbers = [self._numbers[decision.role] for decision in decisions]
         made = [
             redacted_example(self.settings.roles[number], document) for number, document in zip(numbers, documents, strict=True)
         ]
-        heads = np.zeros(len(documents), head_type(signed.shape[1]))
+        heads = np.zeros(len(documents), HEAD)
         heads["key"] = [bytes.fromhex(content_hash(document)) for document in documents]
-        heads["family"] = [family_hash(document.family) for document in documents]
+        heads["family"] = families
         heads["role"] = numbers
         heads["sure"] = [bool(document.role) for document in documents]
         heads["score"] = [decision.score for decision in decisions]
         heads["kind"] = [KINDS.index(one.kind) for one in made]
         heads["characters"] = [min(len(document.text), 2**32 - 1) for document in documents]
-        heads["signature"] = signed
         lines = [json_line(example_line(document, one)) for document, one in zip(documents, made, strict=True)]
-        self._writer.write(heads, lines)
+        self._writer.write(heads, signed, lines)
 
 
 def redacted(document: Document, *, public_ips: bool = False) -> tuple[Document, Counter[str]]:

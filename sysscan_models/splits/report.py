@@ -16,6 +16,7 @@ from typing import Any
 
 import orjson
 
+from sysscan_models.corpus.containers import shown
 from sysscan_models.documents import SetAside
 from sysscan_models.errors import UserError
 from sysscan_models.interfaces import Decision
@@ -60,6 +61,8 @@ class Tally:
     redacted: int = 0
     review: int = 0
     redactions: Counter[str] = field(default_factory=Counter)
+    judged: int = 0
+    """Documents that were read and set aside by what they are like."""
     held_out: Counter[str] = field(default_factory=Counter)
     set_aside: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[dict[str, str]]] = field(default_factory=dict)
@@ -96,14 +99,15 @@ class Tally:
         """Count what was set aside, keep it as an example while there are few, and return its line for SET_ASIDE, redacted."""
         named = {"source": redact(entry.source), "reason": entry.reason, "detail": redact(entry.detail)}
         self.set_aside[entry.reason] += 1
-        shown = {key: value for key, value in named.items() if value and key != "reason"}
-        _append(self.examples.setdefault(entry.reason, []), shown, limit=EXAMPLES)
+        told = {key: value for key, value in named.items() if value and key != "reason"}
+        _append(self.examples.setdefault(entry.reason, []), told, limit=EXAMPLES)
         return named
 
     def add(self, other: Tally) -> None:
         """Add what a later batch counted."""
         self.documents += other.documents
         self.redacted += other.redacted
+        self.judged += other.judged
         self.review += other.review
         self.redactions.update(other.redactions)
         self.held_out.update(other.held_out)
@@ -114,8 +118,8 @@ class Tally:
             key = (self._role_name(name), reason)
             if key in self.reasons or len(self.reasons) < DISTINCT_REASONS:
                 self.reasons[key] += count
-        for reason, shown in other.examples.items():
-            _append(self.examples.setdefault(reason, []), *shown, limit=EXAMPLES)
+        for reason, examples in other.examples.items():
+            _append(self.examples.setdefault(reason, []), *examples, limit=EXAMPLES)
         for name, samples in other.samples.items():
             _append(self.samples.setdefault(self._role_name(name), []), *samples)
         _append(self.review_samples, *other.review_samples)
@@ -153,6 +157,8 @@ class Divided:
     near_copies: int = 0
     near_copy_examples: list[dict[str, Any]] = field(default_factory=list)
     other_role: int = 0
+    largest_unit: int = 0
+    """Documents of the largest group that is kept together because it is alike."""
     digest: str = ""
 
     @property
@@ -175,7 +181,7 @@ class Divided:
 def report_of(archive: Path, digest: str, seed: int, tally: Tally, divided: Divided, *, review_below: float) -> dict[str, Any]:
     """Return the report on an archive, as plain JSON values; `digest` is the archive's SHA-256."""
     return {
-        "archive": redact(archive.name),
+        "archive": redact(shown(archive.name)),
         "archive_sha256": digest,
         "seed": seed,
         "read": tally.documents,
@@ -185,6 +191,7 @@ def report_of(archive: Path, digest: str, seed: int, tally: Tally, divided: Divi
         "near_copies": divided.near_copies,
         "near_copy_examples": divided.near_copy_examples,
         "other_role": divided.other_role,
+        "largest_unit": divided.largest_unit,
         "held_out": dict(sorted(tally.held_out.items())),
         "redacted": tally.redacted,
         "redactions": dict(sorted(tally.redactions.items())),

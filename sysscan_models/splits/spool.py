@@ -1,6 +1,6 @@
 """The spool: what each document became, kept on disk by content hash until all documents are known.
 
-Every writing process has files of its own, a pair for each bucket: heads of a fixed size, and the finished lines. Equal
+Every writing process has files of its own, three for each bucket: heads of a fixed size, signatures, and finished lines. Equal
 documents meet in one bucket, and the buckets in their order are the documents in the order of their hashes, whoever wrote
 them and when. Nothing here decides what is kept.
 """
@@ -8,6 +8,7 @@ them and when. Nothing here decides what is kept.
 from __future__ import annotations
 
 import mmap
+import resource
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,29 +20,27 @@ import numpy as np
 import numpy.typing as npt
 
 BUCKETS = 128
-"""Pairs of files of each writer; one bucket at a time is held in memory."""
+"""Files of each kind of each writer; the heads of one bucket at a time are held in memory."""
 
 Heads = npt.NDArray[Any]
-"""Structured rows of `head_type`."""
+"""Structured rows of HEAD."""
 
 
-def head_type(signature: int) -> np.dtype[Any]:
-    """Return the type of a document's head; `signature` is the number of values of a signature."""
-    return np.dtype(
-        [
-            ("key", "S32"),  # the content hash
-            ("family", "u8"),  # hash of the family, 0 for none
-            ("role", "u1"),  # index in the names of the roles, sorted
-            ("sure", "u1"),  # 1 where the data itself named the role
-            ("score", "f4"),
-            ("kind", "u1"),  # index in KINDS
-            ("characters", "u4"),
-            ("writer", "u2"),
-            ("length", "u4"),  # of the line, in bytes
-            ("offset", "u8"),  # of the line in its file
-            ("signature", "u4", (signature,)),
-        ]
-    )
+HEAD = np.dtype(
+    [
+        ("key", "S32"),  # the content hash
+        ("family", "u8"),  # hash of the family, 0 for none
+        ("role", "u1"),  # index in the names of the roles, sorted
+        ("sure", "u1"),  # 1 where the data itself named the role
+        ("score", "f4"),
+        ("kind", "u1"),  # index in KINDS
+        ("characters", "u4"),
+        ("writer", "u2"),
+        ("row", "u4"),  # of the signature in its file
+        ("length", "u4"),  # of the line, in bytes
+        ("offset", "u8"),  # of the line in its file
+    ]
+)
 
 
 def bucket_of(keys: npt.NDArray[np.bytes_]) -> npt.NDArray[np.int64]:
@@ -56,10 +55,14 @@ class Writer:
     def __init__(self, folder: Path, number: int) -> None:
         self.number = number
         self._stack = ExitStack()
+        _allow_files(3 * BUCKETS + 100)
         names = [f"{bucket:03d}.{number:03d}" for bucket in range(BUCKETS)]
         self._heads = [self._stack.enter_context((folder / f"{name}.heads").open("wb", buffering=0)) for name in names]
+        self._signatures = [
+            self._stack.enter_context((folder / f"{name}.signatures").open("wb", buffering=0)) for name in names
+        ]
         self._lines = [self._stack.enter_context((folder / f"{name}.lines").open("wb", buffering=0)) for name in names]
-        self._sizes = [0] * BUCKETS
+        self._sizes, self._rows = [0] * BUCKETS, [0] * BUCKETS
 
     def __enter__(self) -> Writer:
         return self
@@ -67,8 +70,8 @@ class Writer:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def write(self, heads: Heads, lines: Sequence[bytes]) -> None:
-        """Append documents, and keep nothing back; `writer`, `offset` and `length` of the heads are filled in here."""
+    def write(self, heads: Heads, signatures: npt.NDArray[np.uint32], lines: Sequence[bytes]) -> None:
+        """Append documents, and keep nothing back; where a head's signature and line are is filled in here."""
         lengths = np.array([len(line) for line in lines], np.int64)
         heads["writer"], heads["length"] = self.number, lengths
         buckets = bucket_of(heads["key"])
@@ -78,8 +81,19 @@ class Writer:
             ends = self._sizes[bucket] + np.cumsum(lengths[rows])
             heads["offset"][rows] = ends - lengths[rows]
             self._sizes[bucket] = int(ends[-1])
+            heads["row"][rows] = self._rows[bucket] + np.arange(len(rows))
+            self._rows[bucket] += len(rows)
+            _write_whole(self._signatures[bucket], signatures[rows].tobytes())
             _write_whole(self._lines[bucket], b"".join([lines[row] for row in rows]))
             _write_whole(self._heads[bucket], heads[rows].tobytes())
+
+
+def _allow_files(count: int) -> None:
+    """Raise how many files this process may have open, where that is less; the system's own limit stays."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < count:
+        wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _write_whole(stream: FileIO, data: bytes) -> None:
@@ -127,14 +141,24 @@ class Copies:
     dropped: Heads
 
 
-def read_bucket(folder: Path, bucket: int, kind: np.dtype[Any]) -> tuple[Heads, Copies]:
+def read_signatures(folder: Path, bucket: int, heads: Heads, values: int) -> npt.NDArray[np.uint32]:
+    """Return the signature, of so many values, of each head of a bucket."""
+    found = np.zeros((len(heads), values), np.uint32)
+    for writer in np.unique(heads["writer"]).tolist():
+        mine = np.flatnonzero(heads["writer"] == writer)
+        path = folder / f"{bucket:03d}.{writer:03d}.signatures"
+        found[mine] = np.memmap(path, np.uint32, "r").reshape(-1, values)[heads["row"][mine]]
+    return found
+
+
+def read_bucket(folder: Path, bucket: int) -> tuple[Heads, Copies]:
     """Return the heads of a bucket in the order of their keys, each key once, and the exact copies.
 
     Of equal documents the one whose role the data names is kept, then one with a family, then the first by its line, whoever
     wrote it.
     """
     paths = sorted(folder.glob(f"{bucket:03d}.*.heads"))
-    heads = np.concatenate([np.fromfile(path, kind) for path in paths]) if paths else np.zeros(0, kind)
+    heads = np.concatenate([np.fromfile(path, HEAD) for path in paths]) if paths else np.zeros(0, HEAD)
     heads = heads[np.argsort(heads["key"], kind="stable")]
     same = heads["key"][1:] == heads["key"][:-1]
     if not same.any():

@@ -1014,3 +1014,14 @@ def test_json_lines_are_cut_up_without_a_difference(found, limit, end, closed, b
         patch.setattr(import_module("sysscan_models.corpus.portions"), "PART_BYTES", block)
         blocks = tuple(cut_up("x", io.BytesIO(data), limit))
     assert list(read_part(Part(blocks, 0), READERS, options)) == whole
+
+
+def test_what_is_cut_is_redacted_before():
+    token = "ghp_" + "a1B2" * 10
+    made = document({"id": "x" * 170 + f" {token}", "title": "T", "role": token}, "a.json")
+    assert isinstance(made, Document)
+    assert "ghp_" not in made.id
+    assert "ghp_" not in made.role
+    aside = document({f"{'k' * 20} {token}": 1}, "a.json")
+    assert isinstance(aside, SetAside)
+    assert "ghp_" not in aside.detail

@@ -20,10 +20,11 @@ from sysscan_models.artifacts import Splits
 from sysscan_models.config import DataOptions
 from sysscan_models.corpus import JsonLinesReader
 from sysscan_models.documents import Document, SetAside
-from sysscan_models.errors import DataError, SysscanError
+from sysscan_models.errors import DataError, SysscanError, UserError
 from sysscan_models.interfaces import Decision, Member, Reader, Router
 from sysscan_models.roles import GENERALIST, SPECIALIST
 from sysscan_models.splits import prepare, splits_inputs
+from sysscan_models.splits.division import divide
 from sysscan_models.splits.report import read_report
 
 WORDS = [f"{first}{last}" for first in "bcdfghjklm" for last in ("ano", "eru", "ilo", "oma", "upe", "arin", "olde", "imsa")]
@@ -157,6 +158,63 @@ def test_near_copies_tie_families_together(tmp_path: Path) -> None:
     assert {where[f"{n}-c"][1] for n in range(30)} == {"train", "valid", "test"}
 
 
+def test_equal_documents_tie_their_families(tmp_path: Path) -> None:
+    records = []
+    for number in range(40):
+        for family in (f"a{number}", f"b{number}"):
+            records += [record(words(number), id=f"{number}-{family}", family=family)]
+            records += [record(words(hash_of(family, n)), id=f"{family}-{n}", family=family) for n in range(2)]
+    run(tmp_path, [*fillers(), *records])
+    where = places(tmp_path / "out")
+    for number in range(40):
+        mine = [name for name in where if name.startswith((f"{number}-", f"a{number}-", f"b{number}-"))]
+        assert len(mine) == 5
+        assert len({where[name][1] for name in mine}) == 1
+
+
+def hash_of(family: str, number: int) -> int:
+    return 10_000 + int(family[1:]) * 10 + number + 5 * (family[0] == "b")
+
+
+def test_families_that_redaction_makes_alike_stay_apart(tmp_path: Path) -> None:
+    records = [record(words(n), id=str(n), family=f"user{n % 50}@corp-example.com") for n in range(300)]
+    run(tmp_path, [*fillers(), *records])
+    where = places(tmp_path / "out")
+    splits_of = [{where[str(n)][1] for n in range(start, 300, 50)} for start in range(50)]
+    assert all(len(found) == 1 for found in splits_of)
+    assert set().union(*splits_of) == {"train", "valid", "test"}
+
+
+def test_a_shared_system_prompt_makes_no_copies(tmp_path: Path) -> None:
+    prompt = " ".join(words(1, 200))
+    records = [
+        {
+            "id": str(n),
+            "messages": [
+                {"role": "system", "content": prompt},
+                {"role": "user", "content": " ".join(words(100 + n, 8))},
+                {"role": "assistant", "content": " ".join(words(1000 + n, 15))},
+            ],
+        }
+        for n in range(300)
+    ]
+    run(tmp_path, [*fillers(), *records])
+    where = places(tmp_path / "out")
+    assert sum(name.isdigit() for name in where) == 300
+    assert {split for _, split in where.values()} == {"train", "valid", "test"}
+
+
+def test_what_all_documents_share_does_not_tie_them_all_together(tmp_path: Path) -> None:
+    shared = words(1, 40)
+    records = [record([*shared, *words(100 + n, 25)], id=str(n)) for n in range(400)]
+    run(tmp_path, [*fillers(), *records])
+    where = places(tmp_path / "out")
+    mine = [split for name, (_, split) in where.items() if name.isdigit()]
+    assert len(mine) > 390
+    assert min(mine.count(split) for split in splits.SPLITS) > 40
+    assert read_report(tmp_path / "out")["largest_unit"] < 100
+
+
 def test_only_exact_copies_are_dropped_if_so_asked(tmp_path: Path) -> None:
     said = words(1)
     records = [record(said, id="one"), record(said, id="two"), record([*said, "and"], id="three")]
@@ -202,12 +260,87 @@ def test_what_repeats_held_out_data_is_left_out(tmp_path: Path) -> None:
     assert before != splits_inputs(benchmark, OPTIONS, **given)
 
 
+def test_a_short_question_is_found_inside_a_document_and_in_remediation(tmp_path: Path) -> None:
+    question = "Which option forbids root from logging in?"
+    benchmark = tmp_path / "benchmark.jsonl"
+    benchmark.write_text(json.dumps({"title": question}) + "\n" + json.dumps({"content": " ".join(words(7, 40))}) + "\n")
+    records = [
+        {"id": "asked", "question": question, "answer": "PermitRootLogin, set to no, " + " ".join(words(1, 9))},
+        record([*words(2, 30), *question.split(), *words(3, 30)], id="inside"),
+        record(words(4), id="in-remediation", remediation=[" ".join(words(7, 40))]),
+        record(words(5), id="clean"),
+    ]
+    run(tmp_path, [*fillers(), *records], held_out=[benchmark])
+    assert {"asked", "inside", "in-remediation", "clean"} & places(tmp_path / "out").keys() == {"clean"}
+
+
 def test_held_out_data_that_says_nothing_is_refused(tmp_path: Path) -> None:
     benchmark = tmp_path / "benchmark.jsonl"
     benchmark.write_text('{"x": 1}\n')
     with pytest.raises(DataError, match=r"benchmark\.jsonl \(data\.held_out\) holds no document"):
         run(tmp_path, fillers(), held_out=[benchmark])
     assert not (tmp_path / "out").exists()
+
+
+def test_documents_for_roles_that_are_not_configured_are_listed(tmp_path: Path) -> None:
+    run(tmp_path, [*fillers(), record(words(1), id="stranger", role="critic")])
+    (dropped,) = lines(tmp_path / "out" / "dropped.jsonl")
+    assert (dropped["id"], dropped["reason"], dropped["of"]) == ("stranger", "for a role that is not configured", "critic")
+
+
+def test_two_runs_into_one_folder_do_not_meet(tmp_path: Path) -> None:
+    class Nested(ByWord):
+        name = "nested"
+
+        def route(self, document: Document) -> Decision:
+            if document.id == "filler-3":
+                with pytest.raises(UserError, match=r"another run is preparing .*out; wait until it has ended"):
+                    run(tmp_path, fillers())
+            return super().route(document)
+
+    run(tmp_path, fillers(), router=Nested())
+    assert len(places(tmp_path / "out")) == 60
+
+
+def test_a_document_that_is_not_accounted_for_stops_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(splits, "divide", lambda *given, **named: lost(divide(*given, **named)))
+    with pytest.raises(SysscanError, match=r"60 documents were read, but only 59 are accounted for"):
+        run(tmp_path, fillers())
+    assert not (tmp_path / "out").exists()
+
+
+def lost(divided: Any) -> Any:
+    divided.roles["specialist"].splits["train"] -= 1
+    return divided
+
+
+def test_a_name_that_is_no_text_is_shown(tmp_path: Path) -> None:
+    source = Path(os.fsdecode(bytes(tmp_path) + b"/arch\xff.jsonl"))
+    source.write_text("".join(json.dumps(line) + "\n" for line in fillers()))
+    given: dict[str, Any] = {"router": ByWord(), "readers": (JsonLinesReader(),), "options": OPTIONS, "seed": 17}
+    prepare(source, tmp_path / "out", roles=[SPECIALIST, GENERALIST], **given)
+    assert read_report(tmp_path / "out")["archive"] == "arch\\udcff.jsonl"
+
+
+MANY = """
+import resource, sys
+from pathlib import Path
+from sysscan_models.splits import prepare_plain
+folder = Path(sys.argv[1])
+value = b'{"title":"abcdefgh ijk"}' if sys.argv[2] == "documents" else b'{"a":[]}'
+many = b"[" + b",".join([value] * (6_000_000 // len(value))) + b"]"
+(folder / "d.json").write_bytes(many[:-1] + b',{"title":"Disable root login over SSH","content":"Set PermitRootLogin to no."}]')
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+prepare_plain(folder / "d.json", folder / "out")
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["documents", "empty"])
+def test_a_million_tiny_records_are_not_held_at_once(tmp_path: Path, kind: str) -> None:
+    done = subprocess.run([sys.executable, "-c", MANY, tmp_path, kind], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 250_000  # kB
 
 
 # Several processes ---------------------------------------------------------------------------------------------------------

@@ -106,3 +106,11 @@ def test_a_finding_is_rendered_by_the_same_code_with_its_evidence_and_without_it
     assert turns[0] == {"role": "system", "content": SPECIALIST.system_prompt}
     assert turns[1]["content"] == user_turn("SUID", "A file.\nmode: 4755\nn: 2")
     assert "high" not in turns[1]["content"]
+
+
+def test_metadata_under_the_name_of_a_secret_is_one():
+    shown = finding_document(
+        {"title": "T", "metadata": {"password": ["correcthorse"], "api_key": "batterystaple", "path": "/etc"}}
+    )
+    assert "correcthorse" not in shown.description
+    assert "path: /etc" in shown.description
