@@ -100,7 +100,7 @@ class DataOptions(_Table):
     """Unpacked size at which the archive is refused."""
     max_members: int = Field(20_000_000, gt=0)
     """Number of members at which the archive is refused."""
-    max_ratio: int = Field(300, gt=1)
+    max_ratio: int = Field(1000, gt=1)
     """Unpacked to packed size at which the archive is refused as a bomb (beyond the first 64 MiB)."""
 
     @model_validator(mode="after")
