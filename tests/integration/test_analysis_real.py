@@ -45,6 +45,7 @@ def test_a_report_is_analysed(models: Served) -> None:
     assert told[-1] == {"stage": "report", "done": 1, "total": 1}
 
 
+@pytest.mark.slow
 def test_several_analyses_at_once(models: Served) -> None:
     graph = create_analysis_graph(models, max_findings=1, **FEW)
 

@@ -112,6 +112,7 @@ def test_usage_is_the_same_streamed(chat: ChatSysscan) -> None:
     assert whole.response_metadata == chat.invoke("Say hi.").response_metadata
 
 
+@pytest.mark.slow
 def test_seed_stop_and_limits_are_honoured(chat: ChatSysscan) -> None:
     free = chat.bind(temperature=1.5)
     assert free.invoke("Tell me a story.", seed=3).content == free.invoke("Tell me a story.", seed=3).content

@@ -81,6 +81,7 @@ def test_answers_in_a_batch_are_those_that_requests_get_alone(session: LlamaCppS
     assert len({*together.values()}) > 6
 
 
+@pytest.mark.slow
 def test_reproducible_steps_always_have_whole_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     with opened(model_file(), n_parallel=10, reproducible=True, n_ctx=128) as session:
         assert scheduler(session)._wide.context.streams == 16
@@ -186,6 +187,7 @@ def test_requests_join_and_leave_a_running_batch(session: LlamaCppSession) -> No
     assert next(event for event in first if event.finish_reason).completion_tokens > 3
 
 
+@pytest.mark.slow
 def test_threads_share_a_session(session: LlamaCppSession) -> None:
     requests = asked(24, max_tokens=6)
     expected = texts(session.generate(requests))
@@ -228,6 +230,7 @@ def test_the_places_are_free_within_a_step(monkeypatch: pytest.MonkeyPatch, sess
     assert len(steps) - before <= 1
 
 
+@pytest.mark.slow
 def test_a_queue_is_bounded_and_calls_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     with opened(model_file(), n_parallel=1, queue_size=2, n_ctx=128) as session:
         longest = 0
@@ -389,6 +392,7 @@ def test_scores_of_several_threads_do_not_mix() -> None:
 # In an event loop
 
 
+@pytest.mark.slow
 def test_agenerate_streams_and_needs_no_thread_per_call(session: LlamaCppSession) -> None:
     requests = asked(20, max_tokens=6)
     expected = texts(session.generate(requests))
@@ -411,6 +415,7 @@ def test_agenerate_streams_and_needs_no_thread_per_call(session: LlamaCppSession
     assert most - before <= 4
 
 
+@pytest.mark.slow
 def test_the_loop_is_never_held_up(session: LlamaCppSession) -> None:
     async def longest_pause() -> float:
         longest, last, running = 0.0, time.monotonic(), True

@@ -154,6 +154,7 @@ def test_the_shortlist_finds_what_the_whole_vocabulary_would(session: LlamaCppSe
 # Closing in time
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("max_tokens", [40, 48, 64, 90])
 @pytest.mark.parametrize("temperature", [0.0, 1.5])
 def test_an_answer_that_runs_out_of_room_is_closed(session: LlamaCppSession, max_tokens: int, temperature: float) -> None:

@@ -153,6 +153,7 @@ def test_a_budget_unloads_the_least_recently_used(tmp_path: Path) -> None:
     second.close()
 
 
+@pytest.mark.slow
 def test_who_is_answering_is_not_unloaded_and_who_waits_gets_a_turn(tmp_path: Path) -> None:
     files = [Path(shutil.copy(model_file(), tmp_path / f"{name}.gguf")) for name in "ab"]
     options = {"n_ctx": 512, "n_parallel": 1, "memory_budget_mb": files[0].stat().st_size // 10**6 + 200}

@@ -321,6 +321,7 @@ def test_an_imatrix_changes_what_is_kept(form: str, tmp_path: Path, llama: Path)
     assert weighted.options["imatrix"] == sha256_file(file)
 
 
+@pytest.mark.slow
 def test_types_below_3_bits_with_an_imatrix_for_experts(tmp_path: Path, mixtral: Path) -> None:
     file = imatrix_gguf(tmp_path / "imatrix.gguf", columns_of(mixtral), unused_expert=True)
     made = export(mixtral, tmp_path / "m.gguf", type="IQ2_XS", imatrix=file)

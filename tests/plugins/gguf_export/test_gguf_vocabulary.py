@@ -162,6 +162,7 @@ def test_the_special_tokens_of_a_template_become_their_ids(llama3_tokenizer: Pat
     assert (ids[0], ids[1], ids[-1]) == (begin, header, turn)
 
 
+@pytest.mark.slow
 def test_smollm2_is_converted_as_llama_cpp_converted_it(tmp_path: Path, pairs: Callable[[Path], Pair]) -> None:
     from transformers import AutoTokenizer
 

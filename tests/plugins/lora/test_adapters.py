@@ -307,6 +307,7 @@ def test_the_same_job_gives_the_same_bytes_and_another_seed_does_not(llama: Path
     assert lora.train(TrainJob(**{**vars(job), "seed": 18})).files != first.files
 
 
+@pytest.mark.slow
 def test_training_goes_on_where_it_was_stopped(mixtral: Path, tmp_path: Path) -> None:
     """SIGTERM after some steps; the resumed run ends with the bytes of an uninterrupted one."""
     options = {**QUICK, "experts": True, "target_modules": ["q_proj"], "max_steps": 8, "checkpoint_every": 2}

@@ -529,6 +529,7 @@ def test_an_update_that_reached_no_tensor_is_an_error(llama: Path, tmp_path: Pat
         merge_adapter(llama, adapter, tmp_path / "merged")
 
 
+@pytest.mark.slow
 def test_memory_is_a_block_and_the_adapter_whatever_the_model(tmp_path: Path) -> None:
     """A base of 268 MB in four tensors, sparse on disk, merges within 128 MB."""
     side, count = 4096, 4

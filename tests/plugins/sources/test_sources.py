@@ -235,6 +235,7 @@ def test_an_unknown_embedded_model_is_refused_with_the_valid_one(tmp_path: Path)
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_the_embedded_model_is_a_complete_base_model(tmp_path: Path) -> None:
     base = Embedded().fetch("smollm2-135m-instruct", tmp_path / "out")
     assert base.licence == "apache-2.0"

@@ -104,6 +104,7 @@ with FullySharded("cpu") as device:
 """
 
 
+@pytest.mark.slow
 def test_a_process_keeps_its_part_and_lets_the_rest_go(tmp_path: Path) -> None:
     script = tmp_path / "placing.py"
     script.write_text(PLACING)

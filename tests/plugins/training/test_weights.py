@@ -281,6 +281,7 @@ def test_a_gathered_part_is_no_parameter(tmp_path: Path) -> None:
         write_model(model, lambda tensor: tensor[:1].detach(), folder, tmp_path / "out", shard_bytes=SHARD)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compute", ["float32", "bfloat16"])
 def test_the_host_never_holds_the_model(compute: str, tmp_path: Path) -> None:
     """190 MB of a mixture in more than 20 shards, experts one by one: read, converted, gathered, written."""
