@@ -222,7 +222,7 @@ def doctor(online: bool, **options: Any) -> None:
 
 @cli.command()
 @click.argument("archive", type=EXISTING, required=False)
-@click.option("--out", type=FOLDER, help="Where the splits go; with ARCHIVE no configuration is needed.")
+@click.option("--out", type=FOLDER, help="Where the splits go (default: data); with ARCHIVE no configuration is needed.")
 @click.option("--strict", is_flag=True, help="Fail when any record had to be set aside.")
 @configured
 def prepare(archive: Path | None, out: Path | None, strict: bool, **options: Any) -> None:
@@ -237,7 +237,8 @@ def prepare(archive: Path | None, out: Path | None, strict: bool, **options: Any
             raise UserError("--out needs an ARCHIVE; without one, the configuration says where the splits go")
         made = Pipeline(load(**options)).prepare()
     else:
-        made = splits.prepare_plain(archive, out or Path("data"), config=_optional_config(options))
+        config = _optional_config(options)
+        made = splits.prepare_plain(archive, out or Path("data"), config=config, allow_empty=not _is_configured(options))
     root = next(iter(made.values())).root.parent
     click.echo(split_report.report_text(root))
     if strict and (count := split_report.set_aside_count(root)):
@@ -245,8 +246,20 @@ def prepare(archive: Path | None, out: Path | None, strict: bool, **options: Any
 
 
 def _optional_config(options: dict[str, Any]) -> RunConfig | None:
-    """Return the configuration if one was asked for; a plain command works without."""
-    return load(**options) if options["config"] or options["recipe"] or options["overrides"] else None
+    """Return the configuration that is asked for or lies here; else None, or every default but what `--set` changes."""
+    if _is_configured(options):
+        return load(**options)
+    if not options["overrides"]:
+        return None
+    from sysscan_models.config import plain_config
+
+    return plain_config(options["overrides"])
+
+
+def _is_configured(options: dict[str, Any]) -> bool:
+    from sysscan_models.config import FILE_NAME
+
+    return bool(options["config"] or options["recipe"]) or Path(FILE_NAME).exists()
 
 
 @cli.command()
@@ -261,10 +274,9 @@ def inspect(
     target: str, limit: int, record: int | None, data: Path | None, archive: Path | None, as_json: bool, **options: Any
 ) -> None:
     """Explain the way of a document: what was read, redacted, judged, and where it went and why."""
-    from sysscan_models.config import FILE_NAME
     from sysscan_models.splits.inspection import inspect_target
 
-    config = load(**options) if Path(FILE_NAME).exists() else _optional_config(options)
+    config = _optional_config(options)
     click.echo(
         inspect_target(target, config=config, data=data, archive=archive, limit=limit, record=record or 0, as_json=as_json)
     )

@@ -290,6 +290,17 @@ def parse_config(
     return config
 
 
+def plain_config(overrides: Sequence[str]) -> RunConfig:
+    """Return every default but what `--set` changes, for what needs no models: both built-in roles, nothing to train."""
+    return parse_config(_PLAIN, source="--set", folder=Path.cwd(), overrides=overrides)
+
+
+_PLAIN = """
+roles.specialist = { base = "none", trainer.name = "full_finetune" }
+roles.generalist = { base = "none", trainer.name = "lora" }
+"""
+
+
 def json_schema(registry: Registry | None = None) -> dict[str, Any]:
     """Return the JSON schema of the configuration, with the options of every registered backend."""
     registry = registry or plugin_manager()

@@ -107,8 +107,13 @@ def prepare(
     return {role.name: Splits.load(out_dir / role.name) for role in roles}
 
 
-def prepare_plain(archive: Path, out_dir: Path, *, config: RunConfig | None = None) -> dict[str, Splits]:
-    """Prepare an archive without a configuration (both built-in roles, every default) or with parts of the given one."""
+def prepare_plain(
+    archive: Path, out_dir: Path, *, config: RunConfig | None = None, allow_empty: bool = False
+) -> dict[str, Splits]:
+    """Prepare an archive without a configuration (both built-in roles, every default) or with parts of the given one.
+
+    With `allow_empty`, a role of the configuration may get nothing, as it may without one.
+    """
     if config is not None:
         roles: Sequence[ModelRole] = [part.role for part in config.roles.values()]
         return prepare(
@@ -120,6 +125,7 @@ def prepare_plain(archive: Path, out_dir: Path, *, config: RunConfig | None = No
             options=config.data,
             seed=config.seed,
             held_out=config.held_out(),
+            allow_empty=allow_empty,
         )
     plain = plain_settings()
     return prepare(

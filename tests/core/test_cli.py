@@ -157,6 +157,23 @@ def test_prepare_of_a_plain_archive_may_leave_a_role_empty(tmp_path: Path) -> No
     assert (tmp_path / "out" / "generalist" / "train.jsonl").read_text() == ""
 
 
+def test_one_option_can_be_set_without_a_configuration(tmp_path: Path) -> None:
+    lines = [json.dumps({"title": f"CVE in sudo {n}", "content": f"text {n}"}) for n in range(60)]
+    (tmp_path / "docs.jsonl").write_text("\n".join(lines))
+    done = sysscan("prepare", "docs.jsonl", "--out", "out", "--set", "data.test_fraction=0.3", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len((tmp_path / "out" / "specialist" / "test.jsonl").read_text().splitlines()) > 10
+    wrong = sysscan("prepare", "docs.jsonl", "--set", "data.test_fractoin=0.3", cwd=tmp_path)
+    assert (wrong.returncode, "Did you mean 'test_fraction'?" in wrong.stderr) == (2, True)
+
+
+def test_the_configuration_that_lies_here_holds_for_a_given_archive_too(tmp_path: Path) -> None:
+    (tmp_path / "docs.jsonl").write_text(json.dumps({"title": "CVE in sudo", "content": "text"}))
+    (tmp_path / "sysscan-models.toml").write_text("seed = 'seventeen'")
+    done = sysscan("prepare", "docs.jsonl", cwd=tmp_path)
+    assert (done.returncode, "seed" in done.stderr) == (2, True)
+
+
 def test_a_tpu_without_torch_xla_is_refused_before_anything_is_done(tmp_path: Path) -> None:
     done = sysscan("run", "--force", "--recipe", "demo", "--set", "device=tpu", cwd=tmp_path)
     assert done.returncode == 2
