@@ -20,10 +20,26 @@ PAIRS = (
     ("instruction", "output"),
     ("instruction", "response"),
     ("question", "answer"),
+    ("query", "response"),
+    ("input", "output"),
 )
 """Keys of a question and of its answer, in the order in which they are looked for."""
-_ROLES = ("system", "user", "assistant")
-_SHAREGPT = {"human": "user", "gpt": "assistant", **{role: role for role in _ROLES}}
+_ROLES = {
+    **{role: role for role in ("system", "user", "assistant")},
+    **{
+        "developer": "system",
+        "human": "user",
+        "gpt": "assistant",
+        "model": "assistant",
+        "bot": "assistant",
+        "chatgpt": "assistant",
+    },
+}
+"""Role in the data -> the role that the templates of our models know: OpenAI's `developer`, ShareGPT's, Gemma's."""
+_TOOLS = frozenset(
+    ("tool", "function", "ipython", "observation", "function_call", "function_response", "tool_call", "tool_response")
+)
+"""Roles of programs that a model calls. No template here has a place for them, and without them the answers hang in the air."""
 Turn = Mapping[str, str]
 
 
@@ -49,7 +65,9 @@ def is_chat(record: Mapping[str, Any]) -> bool:
     """Say whether lists in a record are its turns, so that it is one record and no wrapper around several."""
     turns = record.get("conversations")
     first = turns[0] if isinstance(turns, list) and turns else None
-    shared = isinstance(first, dict) and ("from" in first or any(first.get("role") == role for role in _ROLES))
+    shared = isinstance(first, dict) and (
+        "from" in first or (isinstance(first.get("role"), str) and first["role"].lower() in _ROLES)
+    )
     return shared or any(asked in record and answered in record for asked, answered in PAIRS)
 
 
@@ -91,14 +109,22 @@ def _turn(item: Any, where: str) -> Turn:
     if not isinstance(item, dict):
         raise BadRecord("field of the wrong type", f"{where} is {kind_of(item)}, expected an object")
     shared = "role" not in item and "from" in item
-    key, names = ("from", _SHAREGPT) if shared else ("role", {role: role for role in _ROLES})
-    said = item.get(key)
-    role = names.get(said) if isinstance(said, str) else None
-    if role is None:
-        found = redact(clean(said))[:40] if isinstance(said, str) else kind_of(said)
-        raise BadRecord("unknown chat role", f"{where}.{key} is {found}; expected {', '.join(names)}")
+    key = "from" if shared else "role"
+    role = _role(item.get(key), f"{where}.{key}")
+    if not item.get("content") and (item.get("tool_calls") or item.get("function_call")):
+        raise BadRecord("chat with calls of tools", f"{where} calls a tool and says nothing")
     text_key = "value" if shared and "content" not in item else "content"
     return {"role": role, "content": _content(item.get(text_key), f"{where}.{text_key}")}
+
+
+def _role(said: Any, field: str) -> str:
+    name = clean(said).lower() if isinstance(said, str) else ""
+    if name in _TOOLS:
+        raise BadRecord("chat with calls of tools", f"{field} is {name}; only {', '.join(_ROLES)} can be trained on")
+    if name not in _ROLES:
+        found = redact(clean(said))[:40] if isinstance(said, str) else kind_of(said)
+        raise BadRecord("unknown chat role", f"{field} is {found}; expected {', '.join(_ROLES)}")
+    return _ROLES[name]
 
 
 def _content(value: Any, field: str) -> str:

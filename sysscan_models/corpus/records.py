@@ -15,7 +15,7 @@ from sysscan_models.corpus.fields import BadRecord, clean, kind_of, text_of
 from sysscan_models.documents import Document, SetAside, content_hash
 from sysscan_models.redaction import redact
 
-SAYS = ("title", "description", "content", "findings", "messages")
+SAYS = ("title", "description", "content", "text", "findings", "messages")
 _ID_LENGTH = 200
 
 
@@ -23,7 +23,9 @@ def document(record: Any, source: str, family_key: str = "family") -> Document |
     """Return the document of one record, or why it cannot be used. Never raises, whatever the record is.
 
     Numbers become text, one text becomes a list of one, findings that are objects their title and description; a question with
-    its answer (see `chats`) becomes messages. Any other wrong type sets the record aside; unknown keys are ignored.
+    its answer (see `chats`) becomes messages; `text`, as many data sets call it, is the content where there is none. What a
+    record says must be text, or it is set aside; an id, a family or a label that cannot be used is left out. Unknown keys are
+    ignored.
     """
     if not isinstance(record, dict):
         return SetAside(source, "not an object", f"found {kind_of(record)}")
@@ -32,7 +34,7 @@ def document(record: Any, source: str, family_key: str = "family") -> Document |
             id=_shortened(_line(record, "id")),
             title=text_of(record.get("title"), "title"),
             description=text_of(record.get("description"), "description"),
-            content=text_of(record.get("content"), "content"),
+            content=_content(record),
             findings=_findings(record.get("findings")),
             labels=_labels(record),
             messages=chats.messages(record),
@@ -48,6 +50,19 @@ def document(record: Any, source: str, family_key: str = "family") -> Document |
     return made if made.id else replace(made, id=content_hash(made)[:16])
 
 
+def _content(record: Mapping[str, Any]) -> str:
+    """Return a record's content; `text` is another name of it, but in a chat, where it holds all turns once more."""
+    content = text_of(record.get("content"), "content")
+    if content or record.get("text") is None or record.get("messages") or chats.is_chat(record):
+        return content
+    try:
+        return text_of(record["text"], "text")
+    except BadRecord:
+        if any(record.get(key) for key in ("title", "description", "findings")):
+            return ""  # the record says enough without it
+        raise
+
+
 def as_id(name: str) -> str:
     """Return an id as documents have it: on one line, without control characters and secrets, and not endless."""
     return redact(" ".join(clean(name).split()))[:_ID_LENGTH]
@@ -59,10 +74,10 @@ def _shortened(name: str) -> str:
 
 
 def _line(record: Mapping[str, Any], field: str) -> str:
-    """Return a short field, such as an id, as one line."""
+    """Return a short field, such as an id, as one line; one that is neither text nor a number names nothing."""
     value = record.get(field)
-    if isinstance(value, list):
-        raise BadRecord("field of the wrong type", f"{field} is a list, expected text")
+    if isinstance(value, (list, dict, bool)):
+        return ""
     return " ".join(text_of(value, field).split())
 
 
@@ -86,23 +101,27 @@ def _findings(value: Any) -> tuple[str, ...]:
 
 
 def _labels(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the labels that the role contracts know, typed as they expect them; an unusable risk score is left out."""
+    """Return the labels that the role contracts know, typed as they expect them; what cannot be used is left out."""
     labels: dict[str, Any] = {}
     if severity := _line(record, "severity").lower():
         labels["severity"] = severity
     if (score := _risk_score(record.get("risk_score"))) is not None:
         labels["risk_score"] = score
     for field in ("techniques", "controls", "remediation"):
-        if texts := _texts(record.get(field), field, text_of):
+        if texts := _texts(record.get(field), field, _label):
             labels[field] = list(texts)
     return labels
 
 
+def _label(value: Any, field: str) -> str:
+    return "" if isinstance(value, (list, dict, bool)) else text_of(value, field)
+
+
 def _risk_score(value: Any) -> int | None:
-    if isinstance(value, bool) or not isinstance(value, (int, float, str, type(None))):
-        raise BadRecord("field of the wrong type", f"risk_score is {kind_of(value)}, expected a number from 0 to 100")
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
     try:
-        score = float(value if value is not None else "nan")
+        score = float(value)
     except (ValueError, OverflowError):
         return None
     return round(score) if 0 <= score <= 100 else None

@@ -11,14 +11,18 @@ are searched for first, and no pattern reads a character more than a fixed numbe
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from sysscan_models.redaction.passwords import find_passwords, is_secret_value, names_secret
+from sysscan_models.redaction.commands import find_commands
+from sysscan_models.redaction.names import is_secret_value, names_secret
+from sysscan_models.redaction.passwords import find_passwords
 from sysscan_models.redaction.people import find_addresses, find_emails, find_users, home_users
 from sysscan_models.redaction.private_keys import find_hashes, find_private_keys
-from sysscan_models.redaction.spans import Span, folded, replaced
+from sysscan_models.redaction.sentences import find_told
+from sysscan_models.redaction.sessions import find_sessions
+from sysscan_models.redaction.spans import Span, folded, replaced, small
 from sysscan_models.redaction.tokens import find_tokens
 
 __all__ = ["KINDS", "home_users", "kinds_table", "redact", "redact_counted", "redact_deep"]
@@ -49,6 +53,7 @@ KINDS: Mapping[str, str] = MappingProxyType(
         "BEARER_TOKEN": "what an `Authorization` header carries: Bearer, Basic, token",
         "PASSWORD_HASH": "hash of a password: crypt(3) as in `/etc/shadow`, htpasswd, LDAP, Django, GRUB, Windows",
         "PASSWORD": "password: in a URL, under a name such as `password`, as a command's option, in SQL, .netrc, .pgpass",
+        "SESSION": "what a cookie carries, the id of a session (`JSESSIONID`)",
         "SECRET": "random value under a name such as `secret`, `token` or `api_key`",
         "EMAIL": "e-mail address of a person",
         "USER": "name of a user in the path of a home folder",
@@ -92,10 +97,14 @@ def _redacted(text: str, counts: Counter[str] | None, public_ips: bool, people: 
 
 
 def _find_secrets(view: str, found: list[Span]) -> None:
+    lower = small(view)
     find_tokens(view, found)
     find_private_keys(view, found)
     find_hashes(view, found)
-    find_passwords(view, found)
+    find_passwords(view, lower, found)
+    find_told(view, lower, found)
+    find_sessions(view, lower, found)
+    find_commands(view, found)
 
 
 def _find_people(view: str, found: list[Span], public_ips: bool) -> None:
@@ -125,12 +134,45 @@ def redact_deep(value: Any, counts: Counter[str] | None = None, *, public_ips: b
                 open_places.append((made, shown, inner, called))
         elif isinstance(item, (list, tuple)):
             place[key] = items = [None] * len(item)
-            open_places.extend((items, index, inner, name) for index, inner in enumerate(item))
+            told = _as_one(item, counts) if len(item) > 1 and all(isinstance(inner, str) for inner in item) else item
+            open_places.extend((items, index, inner, name) for index, inner in enumerate(told))
         elif name and is_secret_value(name, item):
             place[key] = f"[{_counted(name, counts)}]"
         else:
             place[key] = _redacted(item, counts, public_ips, people) if isinstance(item, str) else item
     return whole[0]
+
+
+def _as_one(items: Sequence[str], counts: Counter[str] | None) -> Sequence[str]:
+    """Return a list of texts without the secrets that only all of them tell: the lines of a key, the words of a command."""
+    lines = any("PRIVATE KEY" in item for item in items)
+    if not lines and not any(item.startswith("-") for item in items):
+        return items
+    made = list(items)
+    for index, option in enumerate(items[:-1]):  # `--password` and its value, whatever it looks like
+        kind = names_secret(option.lstrip("-")) if option.startswith("-") else ""
+        if kind and not items[index + 1].startswith("-") and is_secret_value(kind, items[index + 1]):
+            made[index + 1] = f"[{_counted(kind, counts)}]"
+    found: list[Span] = []
+    whole = folded(("\n" if lines else " ").join(made))
+    (find_private_keys if lines else find_commands)(whole, found)
+    return list(_divided(made, sorted(found), counts))
+
+
+def _divided(items: Sequence[str], found: Sequence[Span], counts: Counter[str] | None) -> Iterator[str]:
+    """Yield the items without what was found in all of them, joined by one character; what spans several is counted once."""
+    at = first = 0
+    for item in items:
+        end = at + len(item)
+        while first < len(found) and found[first][1] <= at:
+            first += 1
+        inside, last = [], first
+        while last < len(found) and found[last][0] < end:
+            inside.append((max(0, found[last][0] - at), min(len(item), found[last][1] - at), found[last][2]))
+            last += 1
+        begun = bool(inside) and found[first][0] >= at
+        yield replaced(item, inside, _RANKS, counts if begun else None) if inside else item
+        at = end + 1
 
 
 def _names(item: Mapping[Any, Any], counts: Counter[str] | None, public_ips: bool, people: bool) -> Iterator[tuple[Any, str]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from sysscan_models.redaction.gates import pattern, words
 from sysscan_models.redaction.spans import Span, begins
 
 _HEADER = re.compile(r"-{4,5} ?BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)? ?-{4,5}")
@@ -22,8 +23,16 @@ _FOOTER = re.compile(r"-{4,5} ?END [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)? ?-{4,5}
 _CUT_OFF = re.compile(
     r"(?:(?:[\s\"'+,>|#*]|\\+[nrt]|\\+u000[adAD]|\\){0,24}[A-Za-z0-9+/=]{24,})+(?:(?:\s|\\+[nr])[A-Za-z0-9+/]{1,80}={1,2})?"
 )
-_PUTTY = re.compile(r"Private-Lines: \d{1,3}((?:\s{1,4}[A-Za-z0-9+/=]{16,80})+(?:\s{1,4}[A-Za-z0-9+/=]{1,80})?)")
+_PUTTY = re.compile(
+    r"Private-Lines: \d{1,3}\s{1,4}((?:[A-Za-z0-9+/=]{1,80}(?![\w+/=:-])\s{1,4})*[A-Za-z0-9+/=]{1,80}(?![\w+/=:-]))"
+)
 _IN_BASE64 = re.compile(r"LS0tLS1CRUdJTi(?:BQUklWQVRF|BSU0Eg|BFQyBQ|BPUEVO|BFTkNS|BEU0Eg|BQR1Ag)[A-Za-z0-9+/=]{24,}")
+
+_OPENSSH = re.compile(r"b3BlbnNzaC1rZXktdjEA(?:\s{0,4}[A-Za-z0-9+/=]{16,80}){2,}")
+_NUMBERS = re.compile(
+    r"<(?:D|P|Q|DP|DQ|InverseQ)>([A-Za-z0-9+/=\s]{40,2048})</|\"d\"\s{0,4}:\s{0,4}\"([A-Za-z0-9_-]{40,2048})\""
+)
+"""The secret numbers of keys in XML and in JSON (JWK)."""
 
 _CRYPT = re.compile(
     r"\$(?:[1568]|2[abxy]?|y|gy|7|apr1|sha1|md5|P|S|H|argon2(?:id|i|d)|scrypt|pbkdf2(?:-sha\d{1,3})?|bcrypt-sha256|krb5[a-z0-9]{3,12})"
@@ -37,14 +46,29 @@ _FRAMEWORK = re.compile(
 )
 _GRUB = re.compile(r"grub\.pbkdf2\.sha512\.\d{1,8}\.[0-9A-Fa-f]{32,}(?:\.[0-9A-Fa-f]{32,})?")
 _WINDOWS = re.compile(r":([0-9A-Fa-f]{32}:[0-9A-Fa-f]{32}):::")
+_NETWORK = re.compile(r"::[\w.-]{0,64}:([0-9A-Fa-f]{16,48}:[0-9A-Fa-f]{32,48}:[0-9A-Fa-f]{16,2048})")
+_CACHED = re.compile(r"\$DCC2?\$(?:\d{1,6}#)?[^#\s]{1,64}#([0-9a-fA-F]{32})")
+_SCRAM = re.compile(r"SCRAM-SHA-(?:1|256|512)\$\d{3,7}:[A-Za-z0-9+/=]{16,}\$[A-Za-z0-9+/=]{20,}:[A-Za-z0-9+/=]{20,}")
+_OLD = re.compile(r":([./0-9A-Za-z]{13}):(?=\d{4,5}:\d{0,5}:\d{0,5}:|\d{1,6}:\d{1,6}:)")
+"""The oldest crypt(3), 13 characters without a mark, in a line of /etc/shadow or /etc/passwd."""
+
+
+_KEYS = words(("PRIVATE KEY", "Private-Lines: ", "LS0tLS1CRUdJTi", "b3BlbnNzaC1rZXktdjEA", "<RSAKeyValue", '"kty"'))
+_HASHES = pattern(r"::|SCRAM-SHA-|grub\.pbkdf2|\$DCC|:[./0-9A-Za-z]{13}:[0-9]")
 
 
 def find_private_keys(text: str, found: list[Span]) -> None:
     """Append the private keys in a text; time grows with its length."""
+    if not _KEYS(text):
+        return
     if "PRIVATE KEY" in text:
         found.extend(_pem_keys(text))
     if "Private-Lines: " in text:
         found.extend((match.start(1), match.end(1), "PRIVATE_KEY") for match in _PUTTY.finditer(text))
+    if "b3BlbnNzaC1rZXktdjEA" in text:
+        found.extend((*match.span(), "PRIVATE_KEY") for match in _OPENSSH.finditer(text))
+    if "<RSAKeyValue" in text or '"kty"' in text:
+        found.extend((*match.span(match.lastindex or 0), "PRIVATE_KEY") for match in _NUMBERS.finditer(text))
     if "LS0tLS1CRUdJTi" in text:
         found.extend((*match.span(), "PRIVATE_KEY") for match in _IN_BASE64.finditer(text))
 
@@ -72,7 +96,19 @@ def find_hashes(text: str, found: list[Span]) -> None:
             found.extend((*match.span(), "PASSWORD_HASH") for match in _FRAMEWORK.finditer(text) if begins(text, match.start()))
     if "}" in text:
         found.extend((*match.span(), "PASSWORD_HASH") for match in _DIRECTORY.finditer(text))
+    if _HASHES(text):
+        _find_fields(text, found)
+
+
+def _find_fields(text: str, found: list[Span]) -> None:
     if ":::" in text:
         found.extend((*match.span(1), "PASSWORD_HASH") for match in _WINDOWS.finditer(text))
+    if "::" in text:
+        found.extend((*match.span(1), "PASSWORD_HASH") for match in _NETWORK.finditer(text))
+    if "$DCC" in text:
+        found.extend((*match.span(1), "PASSWORD_HASH") for match in _CACHED.finditer(text))
+    if "SCRAM-SHA-" in text:
+        found.extend((*match.span(), "PASSWORD_HASH") for match in _SCRAM.finditer(text))
+    found.extend((*match.span(1), "PASSWORD_HASH") for match in _OLD.finditer(text) if not match[1].isalpha())
     if "grub.pbkdf2" in text:
         found.extend((*match.span(), "PASSWORD_HASH") for match in _GRUB.finditer(text))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 Span = tuple[int, int, str]
 """Start, end and kind of something that is taken out."""
@@ -17,16 +17,39 @@ PLACEHOLDER = re.compile(r"\[[A-Z][A-Z0-9_]{1,24}\]")
 """What stands for something that was taken out, ours or another tool's."""
 _ALPHANUMERIC = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789")
 _ESCAPE_END = re.compile(r"(?:\\[nrtbf]|\\+u[0-9A-Fa-f]{4}|\\x[0-9A-Fa-f]{2}|%[0-9A-Fa-f]{2}|\x1b\[[0-9;]{0,8}m)\Z")
+_HALVES = re.compile("[\ud800-\udfff]")
 _FOLD = {0xFF01 + offset: 0x21 + offset for offset in range(94)}
 _WIDE = "\uff1a\uff1d\uff3f\uff0d\uff20\uff0f\uff53\uff4b\uff21"
 """Full-width forms of which any disguised secret has at least one: `: = _ - @ / s k A`."""
 
 
 def folded(text: str) -> str:
-    """Return the text with full-width forms of ASCII as ASCII; the length stays, so spans hold for both."""
-    if text.isascii() or not any(mark in text for mark in _WIDE):
+    """Return the text with full-width forms of ASCII as ASCII, and no halves of characters; its length stays, so spans hold."""
+    if text.isascii():
         return text
-    return text.translate(_FOLD)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        text = _HALVES.sub("\ufffd", text)
+    return text.translate(_FOLD) if any(mark in text for mark in _WIDE) else text
+
+
+_SMALL = {ord(capital): capital.lower() for capital in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"}
+
+
+def small(text: str) -> str:
+    """Return the text in small letters; the length stays, so spans hold for both."""
+    lower = text.lower()  # one capital (I with a dot) has two characters when small
+    return lower if len(lower) == len(text) else text.translate(_SMALL)
+
+
+def places(text: str, literals: Sequence[str]) -> Iterator[int]:
+    """Yield where each of a few literals stands in a text."""
+    for literal in literals:
+        at = text.find(literal)
+        while at >= 0:
+            yield at
+            at = text.find(literal, at + len(literal))
 
 
 def begins(text: str, at: int) -> bool:

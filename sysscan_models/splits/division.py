@@ -1,15 +1,16 @@
 """From the spool to train, valid and test: copies collapse, and what belongs together stays together.
 
 Exact copies meet by content hash, near copies by their signatures. Of a group of near copies one is kept; what is less alike,
-but alike, comes into the same split and the same role, and so does (into the same split) what names the same family. A
-document's split follows from the seed and its unit alone: its family, or else its content; so documents added later move none
-that were there, unless they tie units together. All of it is independent of the order in which documents were read.
+but alike, or part of the other, comes into the same split and the same role, and so does (into the same split) what names the
+same family. A document's split follows from the seed and its unit alone: its family, or else its content; so documents added
+later move none that were there, unless they tie units together. All of it is independent of the order in which documents were
+read.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ import orjson
 
 from sysscan_models.progress import Progress
 from sysscan_models.roles import ModelRole
-from sysscan_models.splits.duplicates import Groups, K, NearCopies
+from sysscan_models.splits.duplicates import Groups, K, NearCopies, Pairs
 from sysscan_models.splits.folders import synced
 from sysscan_models.splits.intake import KINDS, dropped_line, family_hash
 from sysscan_models.splits.report import SCORES, SPLITS, Divided, RoleCounts
@@ -43,7 +44,8 @@ Units = npt.NDArray[np.uint64]
 Families = tuple[Units, Units]
 """Families that hold the same document, pair by pair."""
 _LEVELS = 4
-"""Similarities from `kept_together` to `near_copies` at which groups are formed: the loosest that is not too large counts."""
+"""Similarities from `kept_together` to `near_copies` at which groups are formed: the loosest that is not too large counts.
+Parts of documents join these groups in the same way, and where they make them too large the groups stay as they are."""
 _FEW, _SHARE = 100, 50
 """A group is too large beyond so many documents and one in so many of all; chains of what is a little alike have no end."""
 
@@ -132,17 +134,8 @@ class _Verdict:
 
 
 def _settle(documents: Heads, copies: NearCopies, ties: Families, options: DataOptions, roles: int) -> _Verdict:
-    count = len(documents)
-    levels = np.linspace(options.kept_together, options.near_copies, _LEVELS)
-    levels = levels[levels < 1]  # an estimate of 1 does not mean equal
-    alike = [Groups(count) for _ in levels]
-    for first, second, similarity in copies.pairs() if len(levels) else ():
-        for level, groups_there in zip(levels, alike, strict=True):
-            close = similarity >= level
-            groups_there.join(first[close], second[close])
-    fate = np.zeros(count, np.uint8)
-    closest = alike[-1].roots() if options.near_copies < 1 and alike else np.arange(count, dtype=np.int32)
-    groups = _bounded([level.roots() for level in alike], count)
+    groups, closest = _groups(copies, options)
+    fate = np.zeros(len(documents), np.uint8)
     touched = np.union1d(_touched(groups), _touched(closest))
     head = documents[touched]
     group, copy_of = groups[touched].astype(np.int64), closest[touched].astype(np.int64)
@@ -161,13 +154,48 @@ def _settle(documents: Heads, copies: NearCopies, ties: Families, options: DataO
     return _Verdict(fate, touched, instead, *_units(group, head, ties), largest, similarity)
 
 
-def _bounded(levels: Sequence[npt.NDArray[np.int32]], count: int) -> npt.NDArray[np.int32]:
-    """Return the group of each document at the loosest level where that is not too large; beyond all levels it is alone."""
-    groups = np.arange(count, dtype=np.int32)
+def _groups(copies: NearCopies, options: DataOptions) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+    """Return for each document the group that stays together, and the one of near copies, named by their first documents."""
+    alone = np.arange(copies.count, dtype=np.int32)
+    levels = np.linspace(options.kept_together, options.near_copies, _LEVELS)
+    levels = levels[levels < 1]  # an estimate of 1 does not mean equal
+    if not len(levels):
+        return alone, alone
+    alike = _joined(copies.pairs(), levels, alone)
+    closest = alike[-1] if options.near_copies < 1 else alone
+    groups = _bounded(alike, alone)
+    del alike  # 16 bytes a document
+    parts = copies.parts(groups, ~_represented(closest, copies, options))
+    return _bounded(_joined(parts, levels, groups), groups), closest
+
+
+def _joined(pairs: Iterable[Pairs], levels: npt.NDArray[Any], groups: npt.NDArray[np.int32]) -> list[npt.NDArray[np.int32]]:
+    """Return the group of each document at each level, where pairs of at least that similarity join the given groups."""
+    joined = [Groups(len(groups)) for _ in levels]
+    for level in joined:
+        level.join(np.arange(len(groups)), groups)
+    for first, second, similarity in pairs:
+        for level, there in zip(levels, joined, strict=True):
+            close = similarity >= level
+            there.join(first[close], second[close])
+    return [there.roots() for there in joined]
+
+
+def _bounded(levels: Sequence[npt.NDArray[np.int32]], tighter: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+    """Return the group of each document at the loosest level where that is not too large; beyond all levels the tighter one."""
+    groups, count = tighter, len(tighter)
     for roots in reversed(levels):
         sizes = np.bincount(roots, minlength=count)
         groups = np.where(sizes[roots] <= max(_FEW, count // _SHARE), roots, groups)
     return groups
+
+
+def _represented(closest: npt.NDArray[np.int32], copies: NearCopies, options: DataOptions) -> npt.NDArray[np.bool_]:
+    """Return which documents are near copies of the first of their group: it says what they say, and they count as one."""
+    represented: npt.NDArray[np.bool_] = closest != np.arange(len(closest))
+    others = np.flatnonzero(represented)
+    represented[others] = copies.similarities(others, closest[others].astype(np.int64)) >= options.near_copies
+    return represented
 
 
 def _first_of_each(group: Numbers, rank: tuple[npt.NDArray[Any], ...]) -> Numbers:

@@ -178,7 +178,7 @@ class Inspector:
         if fault := quality.fault(document, settings.options.quality):
             return replace(way, fate="set aside", why=": ".join(filter(None, fault)), quality=fault[0])
         way = replace(way, quality="good", held_out="no overlap" if settings.held_out else "nothing is held out")
-        if settings.held_out and (file := settings.held_out.overlaps(word_hashes([document.text]))[0]):
+        if settings.held_out and (file := settings.held_out.overlaps(word_hashes([document.compared]))[0]):
             return replace(way, fate="dropped", why=f"overlaps with held-out data, {file}", held_out=f"overlaps with {file}")
         return self._routed(way, document)
 

@@ -166,10 +166,12 @@ class Intake:
         return None
 
     def _drop_held_out(self, documents: Sequence[Document], overlaps: Sequence[str], taken: Taken) -> None:
+        held_out = self.settings.held_out
         for document, name in zip(documents, overlaps, strict=True):
-            if name:
+            if name and held_out:
                 taken.tally.held_out[name] += 1
-                taken.dropped.add(dropped_line(document.id, document.source, "in held-out data", of=name))
+                quote = held_out.quotation(document.compared)
+                taken.dropped.add(dropped_line(document.id, document.source, "in held-out data", of=name, quote=quote))
 
     def _count(self, document: Document, decision: Decision, taken: Taken) -> None:
         unsure = decision.score < REVIEW_BELOW
@@ -267,10 +269,10 @@ def decision_line(document: Document, decision: Decision) -> dict[str, Any]:
     }
 
 
-def dropped_line(name: str, source: str, reason: str, *, of: str, similarity: float = 1.0) -> bytes:
-    """Return the line of DROPPED about a document that was read well and is not in the splits."""
+def dropped_line(name: str, source: str, reason: str, *, of: str, similarity: float = 1.0, quote: str = "") -> bytes:
+    """Return the line of DROPPED about a document that was read well and is not in the splits; `quote` is what it shares."""
     told = {"id": name, "source": source, "reason": reason, "of": of, "similarity": round(similarity, 2)}
-    return json_line(told)
+    return json_line({**told, "quote": quote} if quote else told)
 
 
 def json_line(value: Any) -> bytes:

@@ -1,15 +1,18 @@
-"""A text as the hashes of its words, so that copies are found whatever their case, blanks and punctuation.
+"""A text as the hashes of its words, so that copies are found however they are written.
 
 A word is a run of letters and digits after compatibility normalisation (NFKC) and case folding; the lowest bit of its hash
 tells whether it is a number (begins with a digit). Characters of scripts that are written without blanks between words are
-words of their own. Whole batches are hashed by numpy, without a step of Python for each word. The hashes are the same on every
-machine and in every run; they are no secret and withstand no one who wants two words to collide. Nothing is compared here.
+words of their own. What one does not see, or reads over, makes no difference: accents and vowel points, characters without a
+width, numbers of footnotes ([12] and raised ones), and letters of other scripts that look like Latin ones. Whole
+batches are hashed by numpy, without a step of Python for each word. The hashes are the same on every machine and in every run;
+they are no secret and withstand no one who wants two words to collide. Nothing is compared here.
 
 Shapes: N texts, W words, R runs of words.
 """
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,8 +30,8 @@ BLOCK = 1 << 16
 MARKS = 30
 """Marks in a row that are looked at, as in Unicode's stream-safe format: sorting endless ones takes quadratic time."""
 _BASE = 0x9E3779B97F4A7C15
-_BLANK, _LETTER, _DIGIT, _EDGE, _ALONE = 0, 1, 2, 3, 5
-"""Kinds of characters. _EDGE stands between texts; _ALONE is a word by itself. Of a row, all are kept where the kind is odd."""
+_BLANK, _LETTER, _DIGIT, _EDGE, _UNSEEN, _ALONE = 0, 1, 2, 3, 4, 5
+"""Kinds of characters. _EDGE stands between texts; _UNSEEN is left out, also within words; _ALONE is a word by itself."""
 _EDGE_CODE = 0xFF
 _EDGE_CODE_WIDE = 0xFFFF_FFFF
 _WITHOUT_BLANKS = (
@@ -46,6 +49,16 @@ _WITHOUT_BLANKS = (
     (0x1AFF0, 0x1B16F),
     (0x20000, 0x3FFFF),
 )
+_FOOTNOTE = re.compile(r"\[[0-9]{1,4}\]")
+_RAISED = "⁰¹²³⁴⁵⁶⁷⁸⁹"
+_LOOKALIKES = dict(
+    zip(
+        "авеікмнорстухѕјһԁԛԝӏαβεικμνορτυχζηɑɡıłøđħ",
+        "abeikmhopctyxsjhdqwlabeikmvoptyxznagilodh",
+        strict=True,
+    )
+)
+"""Case-folded Cyrillic, Greek and other letters, and the Latin ones that they, or their capitals, are taken for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,16 +136,18 @@ def mixed(values: Hashes) -> Hashes:
 
 
 def _plain_pieces(text: str) -> Iterator[str]:
-    """Yield a text in normalised pieces of at most a block; normalising may make 18 characters of one."""
-    for piece in (text,) if len(text) <= BLOCK else _pieces(text):
+    """Yield a text in normalised pieces of at most a block, without footnotes; normalising may make 18 characters of one."""
+    for piece in (text,) if len(text) <= BLOCK else pieces(text):
+        if "[" in piece:
+            piece = _FOOTNOTE.sub(" ", piece)
         if piece.isascii():
             yield piece
         else:
-            yield from _pieces(_normalised(piece))
+            yield from pieces(_normalised(piece))
 
 
-def _pieces(text: str) -> Iterator[str]:
-    """Cut a long text where a word ends; words longer than a block are cut too, always at the same places."""
+def pieces(text: str) -> Iterator[str]:
+    """Cut a long text where a word ends; a word longer than a block is cut too. The pieces have the words of the text."""
     start = 0
     while len(text) - start > BLOCK:
         end = start + BLOCK
@@ -146,6 +161,8 @@ def _pieces(text: str) -> Iterator[str]:
 def _normalised(text: str) -> str:
     if max(text) >= "\u0300":
         text = _without_endless_marks(text)
+    for raised in _RAISED:
+        text = text.replace(raised, "")
     return unicodedata.normalize("NFKC", text).casefold()
 
 
@@ -221,9 +238,11 @@ def _wide_block(pieces: Sequence[str]) -> tuple[Hashes, Offsets]:
     encoded = edge.join(piece.encode("utf-32-le", "surrogatepass") for piece in pieces)
     codes = np.frombuffer(edge + encoded + edge, "<u4")
     is_edge = codes == _EDGE_CODE_WIDE
-    kinds = _looked_up(np.where(is_edge, 0, codes)) & ~np.uint8(_MARK)
+    codes = np.where(is_edge, 0, codes)
+    kinds = _looked_up(codes) & ~np.uint8(_MARK)
     kinds[is_edge] = _EDGE
-    codes, kinds = _thinned(codes, kinds)
+    seen = kinds != _UNSEEN
+    codes, kinds = _thinned(_folded[codes[seen]], kinds[seen])
     alone = kinds == _ALONE
     is_word = (kinds == _LETTER) | (kinds == _DIGIT) | alone
     breaks = (is_word[1:] != is_word[:-1]) | alone[1:] | alone[:-1]
@@ -260,16 +279,21 @@ def _per_piece(kinds: npt.NDArray[np.uint8], before: Offsets) -> Offsets:
 
 _MARK = 0x80
 _kinds = np.zeros(0x110000, np.uint8)
+_folded = np.arange(0x110000, dtype=np.uint32)
 _known_pages = np.zeros(0x1100, bool)
 
 
 def _looked_up(codes: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """Return the kind of each code point, with _MARK where marks in a row would be sorted; pages of 256 are learnt when met."""
+    """Return the kind of each code point, with _MARK where marks in a row would be sorted.
+
+    Pages of 256 are learnt when met, and so is which letter each of their characters is taken for.
+    """
     pages = codes >> 8
     if not _known_pages[pages].all():
         for page in np.unique(pages).tolist():
             first = page << 8
             _kinds[first : first + 256] = [_kind(code) for code in range(first, first + 256)]
+            _folded[first : first + 256] = [_letter(code) for code in range(first, first + 256)]
             _known_pages[page] = True
     kinds: npt.NDArray[np.uint8] = _kinds[codes]
     return kinds
@@ -278,11 +302,34 @@ def _looked_up(codes: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
 def _kind(code: int) -> int:
     category = unicodedata.category(chr(code))
     mark = _MARK if unicodedata.combining(chr(code)) else 0
+    if _is_unseen(code):
+        return _UNSEEN | mark
     if category[0] not in "LMN":
         return _BLANK | mark
     if category == "Nd":
         return _DIGIT
-    return mark | (_ALONE if any(first <= code <= last for first, last in _WITHOUT_BLANKS) else _LETTER)
+    return mark | (_ALONE if _stands_alone(code) else _LETTER)
+
+
+def _is_unseen(code: int) -> bool:
+    """Tell whether a character is an accent, a vowel point or the like, or has no width."""
+    char = chr(code)
+    if unicodedata.category(char) in ("Cf", "Me") or code in (0x034F, 0x0640):  # a joiner, and what stretches Arabic words
+        return True
+    if 0xFE00 <= code <= 0xFE0F or 0xE0100 <= code <= 0xE01EF:  # which glyph is shown
+        return True
+    return unicodedata.combining(char) >= 10 and not _stands_alone(code)  # below 10: parts of Indic and Japanese letters
+
+
+def _stands_alone(code: int) -> bool:
+    return any(first <= code <= last for first, last in _WITHOUT_BLANKS)
+
+
+def _letter(code: int) -> int:
+    """Return the letter without its accents, or the Latin one that it looks like."""
+    parts = unicodedata.normalize("NFD", chr(code))
+    char = parts[0] if all(_is_unseen(ord(part)) for part in parts[1:]) else chr(code)
+    return ord(_LOOKALIKES.get(char, char))
 
 
 # Arrangement ----------------------------------------------------------------------------------------------------------------

@@ -167,6 +167,19 @@ def test_one_option_can_be_set_without_a_configuration(tmp_path: Path) -> None:
     assert (wrong.returncode, "Did you mean 'test_fraction'?" in wrong.stderr) == (2, True)
 
 
+def test_what_overlaps_with_held_out_data_is_dropped_with_what_it_shares(tmp_path: Path) -> None:
+    question = "Which capability lets a process read every file on the host without owning any of them, and how is it dropped?"
+    records = [{"title": f"CVE in sudo {n}", "content": f"text {n} of many"} for n in range(40)]
+    records.append({"id": "leak", "title": "Exam", "content": f"Before it. {question} After it."})
+    (tmp_path / "docs.jsonl").write_text("\n".join(map(json.dumps, records)))
+    (tmp_path / "bench.jsonl").write_text(json.dumps({"title": "Question", "content": question}))
+    done = sysscan("prepare", "docs.jsonl", "--out", "out", "--set", "data.held_out=['bench.jsonl']", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (line,) = map(json.loads, (tmp_path / "out" / "dropped.jsonl").read_text().splitlines())
+    assert (line["id"], line["reason"], line["of"]) == ("leak", "in held-out data", "bench.jsonl")
+    assert line["quote"] in question.rstrip("?") or question in line["quote"]
+
+
 def test_the_configuration_that_lies_here_holds_for_a_given_archive_too(tmp_path: Path) -> None:
     (tmp_path / "docs.jsonl").write_text(json.dumps({"title": "CVE in sudo", "content": "text"}))
     (tmp_path / "sysscan-models.toml").write_text("seed = 'seventeen'")

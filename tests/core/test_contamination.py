@@ -67,6 +67,65 @@ def test_every_text_that_says_enough_is_found_in_itself(words: list[str], length
     assert overlaps(HeldOut.from_texts([("a", text)], words=length), text) == ["a" if enough else ""]
 
 
+def test_a_short_question_of_a_long_text_is_found_inside_others() -> None:
+    asked = "Which option forbids root to log in?"
+    text = (
+        f"Here is a question about the daemon. {asked}\nA: this\nB: that\nOr else:\nWhat now?\nIt is up to you, is it not so?"
+    )
+    held_out = HeldOut.from_texts([("a", text)], words=13)
+    assert held_out.shorter == (7, 9)
+    texts = [f"Some asked: {asked} It is PermitRootLogin.", asked, "What now? Or else", "Which option forbids root to log"]
+    assert overlaps(held_out, *texts) == ["a", "a", "", ""]
+    assert overlaps(HeldOut.from_texts([("a", text)], words=7), texts[0]) == ["a"]
+    chinese = HeldOut.from_texts([("a", f"{'安全加固检查说明' * 3}。如何禁止超级用户登录系统\uff1f")], words=13)
+    assert overlaps(chinese, "他问如何禁止超级用户登录系统吗", "如何禁止超级用户") == ["a", ""]
+
+
+TEMPLATE = "Answer the following question with the letter of the right choice and give no reason for it at all."
+NAMES = [f"{first}{last}{third}" for first in ("ano", "eru", "ilo", "oma") for last in "bdfgk" for third in "xyz"]
+
+
+@pytest.mark.parametrize(("count", "found"), [(21, ""), (20, "a")])
+def test_what_most_texts_of_a_file_have_is_nobodys(count: int, found: str) -> None:
+    """Twenty questions about one passage are nothing unusual: the passage is held out. An instruction has many more."""
+    texts = [("a", f"{TEMPLATE} {name} {QUESTION.replace(' ', f' {name} ')}") for name in NAMES[:count]]
+    held_out = HeldOut.from_texts([*texts, *texts], words=13)
+    assert held_out.common == (0 if found else 7)
+    assert overlaps(held_out, f"{TEMPLATE} What is a port?") == [found]
+    assert overlaps(held_out, *(f"so {text}" for _, text in texts)) == ["a"] * count
+    same = HeldOut.from_texts(reversed([*texts, *texts]), words=13)
+    assert same.digest == held_out.digest
+
+
+def test_what_few_texts_of_a_large_file_have_is_held_out() -> None:
+    texts = [("a", f"{QUESTION if number % 3 else 'None.'} {name} {name}s") for number, name in enumerate(NAMES)]
+    many = [("a", f"all {a}{b} of {b}{a} and {a}{a}{b} over there so far") for a in NAMES[:20] for b in NAMES[:20]]
+    assert overlaps(HeldOut.from_texts([*texts, *many], words=13), QUESTION) == ["a"]
+    assert overlaps(HeldOut.from_texts(texts, words=13), QUESTION) == [""]
+
+
+@pytest.mark.parametrize("before", [0, 5, 40_000])
+def test_what_overlaps_is_quoted_as_it_stands(before: int) -> None:
+    held_out = HeldOut.from_texts([("b", "the ports of these services"), ("a", QUESTION)], words=13)
+    text = f"{'more words ' * before}<b>{QUESTION.replace('an', 'án').replace('from', 'from[3]')}</b> Yes."
+    quoted = held_out.quotation(text)
+    assert quoted == "<b>Which of these settings keeps án attacker from[3] logging in as the superuser"[: len(quoted)]
+    assert len(quoted.split()) == 13
+    assert held_out.quotation("nothing of the kind") == ""
+    assert held_out.quotation("see the ports\n of\tthese — services") == ""
+    assert held_out.quotation("The ports\n of\tthese — services.") == "The ports of these — services."
+
+
+def test_quotations_are_short_and_of_the_file_that_is_named() -> None:
+    long = " ".join(f"{name}{'u' * 100}" for name in NAMES)
+    held_out = HeldOut.from_texts([("one", long), ("two", QUESTION)], words=13)
+    text = f"{QUESTION} {long}"
+    assert overlaps(held_out, text) == ["one"]
+    assert held_out.quotation(text) == long[: contamination.QUOTED_CHARS]
+    giant = "x" * 200_000 + f" {QUESTION}"
+    assert held_out.quotation(giant).startswith("Which of these")
+
+
 def test_nothing_held_out_finds_nothing() -> None:
     for held_out in (HeldOut.from_texts([], words=13), HeldOut.from_texts([("empty", "")], words=13)):
         assert overlaps(held_out, "a text", "") == ["", ""]

@@ -468,6 +468,39 @@ def test_all_known_fields_reach_the_document():
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("bad", [["a"], {"a": 1}, True, None, float("nan"), []])
+def test_an_id_a_family_or_a_label_that_cannot_be_used_is_left_out(bad):
+    fields = dict.fromkeys(("family", "role", "severity", "risk_score"), bad)
+    made = document(doc(id=bad, controls=[bad, "AC-6"], **fields), "x:1")
+    assert isinstance(made, Document)
+    assert made.id == content_hash(made)[:16]
+    assert (made.family, made.role) == ("", "")
+    assert {"severity", "risk_score"}.isdisjoint(made.labels)
+    assert "AC-6" in made.labels["controls"]
+
+
+@pytest.mark.parametrize(
+    ("record", "title", "content"),
+    [
+        ({"text": "Long."}, "", "Long."),
+        ({"text": ["Long.", "Longer."]}, "", "Long.\nLonger."),
+        ({"title": "A", "text": "Long."}, "A", "Long."),
+        ({"text": "Short.", "content": "Long."}, "", "Long."),
+        ({"title": "A", "text": {"a": 1}}, "A", ""),
+    ],
+)
+def test_text_is_the_content_of_a_record_that_has_none(tmp_path, record, title, content):
+    for name in ("x.json", "x.jsonl"):
+        documents, aside = read(put(tmp_path, json.dumps(record).encode(), name))
+        assert (aside, [(document.title, document.content) for document in documents]) == ([], [(title, content)])
+
+
+def test_the_text_of_a_chat_says_its_turns_once_more():
+    made = document({"instruction": "Why?", "input": "", "output": "So.", "text": "### Why?\n### So."}, "x")
+    assert isinstance(made, Document)
+    assert (made.content, made.messages) == ("", ASKED)
+
+
 def test_without_an_id_the_content_hash_names_the_document():
     first, second = document(doc(), "a"), document(doc(), "b")
     assert isinstance(first, Document)
@@ -497,9 +530,6 @@ def test_chat_data_is_kept_as_it_is():
         ({"content": [1]}, "field of the wrong type", "content is a list, expected text"),
         ({"findings": {"a": 1}}, "field of the wrong type", "findings[0] is an object without title"),
         ({"findings": [["a", 1]]}, "field of the wrong type", "findings[0] is a list"),
-        ({"id": ["a"]}, "field of the wrong type", "id is a list, expected text"),
-        ({"risk_score": [3]}, "field of the wrong type", "risk_score is a list, expected a number"),
-        ({"controls": [{}]}, "field of the wrong type", "controls[0] is an object"),
         ({"messages": "hi"}, "field of the wrong type", "messages is text, expected a list"),
         ({"messages": ["hi"]}, "field of the wrong type", "messages[0] is text, expected an object"),
         (
@@ -738,6 +768,14 @@ ASKED = ({"role": "user", "content": "Why?"}, {"role": "assistant", "content": "
         ({"instruction": "Why?", "input": "", "output": "So."}, ASKED),
         ({"instruction": "Why", "input": "now?", "response": "So."}, ({"role": "user", "content": "Why\n\nnow?"}, ASKED[1])),
         ({"question": "Why?", "answer": ["So."]}, ASKED),
+        ({"query": "Why?", "response": "So."}, ASKED),
+        ({"input": "Why?", "output": "So."}, ASKED),
+        ({"conversations": [{"role": "User", "content": "Why?"}, {"role": "model", "content": "So."}]}, ASKED),
+        ({"messages": [{"role": "human", "content": "Why?"}, {"role": "gpt", "content": "So."}]}, ASKED),
+        (
+            {"messages": [{"role": "developer", "content": "Be short."}, *ASKED]},
+            ({"role": "system", "content": "Be short."}, *ASKED),
+        ),
         ({"conversations": [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So."}]}, ASKED),
         ({"conversations": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]}, ASKED),
         ({"system": "Be short.", "prompt": "Why?", "completion": "So."}, ({"role": "system", "content": "Be short."}, *ASKED)),
@@ -768,9 +806,16 @@ def test_a_record_with_text_of_its_own_is_no_chat():
         ({"conversations": "x"}, "field of the wrong type", "conversations is text, expected a list"),
         (
             {"conversations": [{"from": "tool", "value": "x"}]},
-            "unknown chat role",
-            "conversations[0].from is tool; expected human",
+            "chat with calls of tools",
+            "conversations[0].from is tool; only system, user,",
         ),
+        (
+            {"messages": [ASKED[0], {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}]},
+            "chat with calls of tools",
+            "messages[1] calls a tool and says nothing",
+        ),
+        ({"conversations": [{"from": "x", "value": "y"}]}, "unknown chat role", "conversations[0].from is x; expected system"),
+        ({"text": {"a": 1}}, "field of the wrong type", "text is an object, expected text"),
         ({"conversations": [{"from": "gpt", "value": 1}, 2]}, "field of the wrong type", "conversations[1] is a number"),
     ],
 )
@@ -858,12 +903,12 @@ def test_findings_that_cannot_be_used_are_set_aside_one_by_one(tmp_path):
     deep: list[object] = []
     for _ in range(100):
         deep = [deep]
-    bad = [3, {}, finding(title=7), finding(metadata=[1]), finding(metadata={"x": deep}), finding(id=[1])]
+    bad = [3, {}, finding(title=7), finding(metadata=[1]), finding(metadata={"x": deep})]
     broken = {"scanner": "x", "findings": None}
     data = json.dumps({"results": [{"scanner": "a", "findings": [*bad, finding(9)]}, broken, 7], "meta": {}}).encode()
     documents, aside = read(put(tmp_path, data, "x.json"))
     assert [document.title for document in documents] == ["SUID binary 9"]
-    assert Counter(entry.reason for entry in aside) == {"not a finding": 7, "field of the wrong type": 1}
+    assert Counter(entry.reason for entry in aside) == {"not a finding": 7}
 
 
 def test_a_report_holds_names_that_are_no_text(tmp_path):

@@ -23,7 +23,7 @@ from sysscan_models.documents import Document, SetAside
 from sysscan_models.errors import DataError, SysscanError, UserError
 from sysscan_models.interfaces import Decision, Member, Reader, Router
 from sysscan_models.roles import GENERALIST, SPECIALIST
-from sysscan_models.splits import prepare, splits_inputs
+from sysscan_models.splits import division, prepare, splits_inputs
 from sysscan_models.splits.division import divide
 from sysscan_models.splits.report import read_report
 
@@ -213,6 +213,55 @@ def test_what_all_documents_share_does_not_tie_them_all_together(tmp_path: Path)
     assert len(mine) > 390
     assert min(mine.count(split) for split in splits.SPLITS) > 40
     assert read_report(tmp_path / "out")["largest_unit"] < 100
+
+
+def test_a_part_comes_into_the_split_and_the_role_of_its_whole(tmp_path: Path) -> None:
+    records = []
+    for number in range(60):
+        said = words(number, 90)
+        records.append(record(said, id=f"{number}-whole"))
+        records.append(record(["Quite", "another", "heading", "of", "six", "words", *said[40:]], id=f"{number}-half"))
+        records.append(record([*words(300 + number, 120), *said], id=f"{number}-quoted"))
+    records.append(record([*words(0, 90)[:45], "port", "sure0.3"], id="0-port"))
+    run(tmp_path, [*fillers(), *records])
+    where = places(tmp_path / "out")
+    assert len([name for name in where if name[0].isdigit()]) == 180
+    for number in range(60):
+        assert len({where[f"{number}-{kind}"] for kind in ("whole", "half", "quoted")}) == 1
+    assert {where[f"{number}-half"][1] for number in range(60)} == {"train", "valid", "test"}
+    (dropped,) = lines(tmp_path / "out" / "dropped.jsonl")
+    assert (dropped["id"], dropped["reason"]) == ("0-port", "near copy in the other role")
+    assert dropped["of"]
+
+
+def test_a_part_of_what_has_many_copies_is_tied_to_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Near copies count as one document: what they say is no common text."""
+    monkeypatch.setattr(division, "_FEW", 200)
+    records = []
+    for number in range(8):
+        said = words(number, 120)
+        records += [record(changed(said, 1, k), id=f"{number}-{k}") for k in range(150)]
+        records.append(record(said[75:], id=f"{number}-half"))
+    run(tmp_path, [*fillers(), *records])
+    where = places(tmp_path / "out")
+    for number in range(8):
+        found = {place for name, place in where.items() if name.startswith(f"{number}-")}
+        assert f"{number}-half" in where
+        assert len(found) == 1
+
+
+def test_a_document_of_very_many_parts_unties_none_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(division, "_FEW", 10)
+    pairs = [(changed(words(n, 90), 7, 1), changed(words(n, 90), 7, 2)) for n in range(80)]
+    records = [record(said, id=f"{n}-{k}") for n, pair in enumerate(pairs) for k, said in enumerate(pair)]
+    digests = [
+        record([word for one, _ in pairs[start : start + 8] for word in one], id=f"digest-{start}") for start in range(0, 80, 8)
+    ]
+    run(tmp_path, [*fillers(), *records, *digests])
+    where = places(tmp_path / "out")
+    assert sum(name[0].isdigit() for name in where) > 150
+    assert all(where[f"{n}-0"] == where[f"{n}-1"] for n in range(80) if {f"{n}-0", f"{n}-1"} <= where.keys())
+    assert read_report(tmp_path / "out")["largest_unit"] == 2
 
 
 def test_only_exact_copies_are_dropped_if_so_asked(tmp_path: Path) -> None:

@@ -203,8 +203,107 @@ def test_the_most_alike_of_large_buckets_are_compared(tmp_path: Path) -> None:
     assert len(found & expected) > 0.75 * len(expected)  # in the order of their numbers it would be 0.07
 
 
+def found_parts(
+    folder: Path, texts: list[str], similarity: float = 0.5, absent: tuple[int, ...] = ()
+) -> dict[tuple[int, int], float]:
+    taking_part = np.ones(len(texts), bool)
+    taking_part[list(absent)] = False
+    with NearCopies(folder, similarity=similarity) as copies:
+        copies.add(signatures(word_hashes(texts)))
+        return {
+            (one, other): value
+            for first, second, alike in copies.parts(np.arange(len(texts)), taking_part)
+            for one, other, value in zip(first.tolist(), second.tolist(), alike.tolist(), strict=True)
+        }
+
+
+def halves_and_wholes(count: int, words: int = 150) -> list[str]:
+    """Return texts, each followed by a part of it, by a text that it is part of, and by a stranger."""
+    texts = []
+    for seed in range(count):
+        one = written(seed, words)
+        start = seed * 7 % (words // 2)
+        texts.append(" ".join(one))
+        texts.append(" ".join(one[start : start + words // 2]))
+        texts.append(" ".join([*written(seed + 10_000, words * (seed % 4)), *one, *written(seed + 20_000, words)]))
+        texts.append(" ".join(written(seed + 30_000, words)))
+    return texts
+
+
+@pytest.mark.parametrize("words", [50, 150, 2000])
+def test_a_part_is_found_in_its_whole(tmp_path: Path, words: int) -> None:
+    count = 60
+    found = found_parts(tmp_path, halves_and_wholes(count, words))
+    assert all(first // 4 == second // 4 and second % 4 != 3 for first, second in found)
+    assert min(found.values()) >= 0.5
+    for one, other, least in ((0, 1, 0.98), (0, 2, 0.95), (1, 2, 0.75)):
+        assert sum((4 * number + one, 4 * number + other) in found for number in range(count)) >= least * count
+    assert np.mean(list(found.values())) > 0.9  # nothing of a part is missing in the whole
+
+
+@pytest.mark.parametrize(("kept", "tied"), [(0.4, False), (0.9, True)])
+def test_how_much_of_the_lesser_must_be_in_the_larger(tmp_path: Path, kept: float, tied: bool) -> None:
+    texts = []
+    for seed in range(40):
+        one, part = written(seed, 600), written(seed + 1000, 200)
+        part[: int(200 * kept)] = one[50 : 50 + int(200 * kept)]
+        texts += [" ".join(one), " ".join(part)]
+    found = found_parts(tmp_path, texts)
+    assert len(found) == pytest.approx(40 if tied else 0, abs=2)
+    if tied:  # as alike as two of one length that share so much: 0.9 / (2 - 0.9)
+        assert np.mean(list(found.values())) == pytest.approx(kept / (2 - kept), abs=0.03)
+
+
+def test_a_title_is_part_of_nothing(tmp_path: Path) -> None:
+    one = written(1, 60)
+    assert found_parts(tmp_path, [" ".join(one), " ".join(one[:10])]) == {}
+    assert found_parts(tmp_path / "longer", [" ".join(one), " ".join(one[:25])]).keys() == {(0, 1)}
+
+
+def test_common_text_ties_nothing_and_hides_no_part(tmp_path: Path) -> None:
+    licence = written(1, 90)
+    many = [" ".join([*licence, *written(number + 10, 60)]) for number in range(3 * duplicates.COMMON)]
+    alone, few = " ".join(licence), many[: duplicates.COMMON // 2]
+    assert len(found_parts(tmp_path / "few", [*few, alone])) > 20
+    assert found_parts(tmp_path / "many", [*many, alone]) == {}
+    part = " ".join(many[0].split()[30:])  # half of it is the licence's
+    assert found_parts(tmp_path / "part", [*many, alone, part]).keys() == {(0, len(many) + 1)}
+
+
+def test_parts_are_looked_for_among_those_that_take_part(tmp_path: Path) -> None:
+    texts = halves_and_wholes(3)
+    assert found_parts(tmp_path / "all", ["", *texts, "..."]).keys() >= {(1, 2), (1, 3), (5, 6)}
+    assert not {0, 4} & {number for pair in found_parts(tmp_path / "some", texts, absent=(0, 4)) for number in pair}
+    with NearCopies(tmp_path / "tied", similarity=0.5) as copies:
+        copies.add(signatures(word_hashes(texts)))
+        found = list(copies.parts(np.arange(len(texts)) // 4, np.ones(len(texts), bool)))
+        assert sum(len(first) for first, _, _ in found) == 0  # they are in one group already
+
+
+def test_batches_and_passes_make_no_difference_to_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = halves_and_wholes(30)
+    whole = found_parts(tmp_path / "whole", texts)
+    for name, value in (("SORTED_AT_ONCE", 7), ("COMPARED_AT_ONCE", 5), ("PART_BITS", 3)):
+        monkeypatch.setattr(duplicates, name, value)
+    assert found_parts(tmp_path / "pieces", texts) == whole
+    assert len(whole) > 80
+
+
+def test_a_value_that_many_have_makes_no_quadratic_work(tmp_path: Path) -> None:
+    """20,000 documents agree in all places by which parts are looked for, as many in groups of 100."""
+    count = 40_000
+    values = np.random.default_rng(1).integers(0, 2**28, (count, K), dtype=np.uint32)
+    values[: count // 2, ::4] = 7
+    values[count // 2 :, ::4] = 100 + np.arange(count // 2)[:, None] // 100
+    with NearCopies(tmp_path, similarity=0.5) as copies:
+        copies.add(values)
+        assert sum(len(first) for first, _, _ in copies.parts(np.arange(count), np.ones(count, bool))) == 0
+        assert 0 < copies.verified < 5 * count
+
+
 def test_nothing_added_has_no_pairs(tmp_path: Path) -> None:
     assert found_pairs(tmp_path, []) == {}
+    assert found_parts(tmp_path / "parts", []) == {}
     with NearCopies(tmp_path / "empty", similarity=0.5) as copies:
         copies.add(np.zeros((0, K), np.uint32))
         assert list(copies.pairs()) == []

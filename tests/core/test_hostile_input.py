@@ -533,9 +533,9 @@ member(
         doc(title=5),
     ),
     name="x.jsonl",
-    read=2,
-    aside={"field of the wrong type": 7},
-    note="Numbers become text",
+    read=5,
+    aside={"field of the wrong type": 4},
+    note="Numbers become text; an id, a family or a label that cannot be used is left out",
 )
 member(
     "scalars",

@@ -132,6 +132,76 @@ ANNOUNCED = [  # the secret stands between the marks
     "AccountName=x;AccountKey=«Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==»;E=c",
     "//registry.x/:_authToken=«00000000-1111-2222-3333-abcdef123456»",
     '"auth": "«YWxhZGRpbjpvcGVuc2VzYW1l»"',
+    # sentences
+    "The password is «hunter2!x».",
+    "The root password was «Winter2024!», change it",
+    "password for user bob is «s3cr3tPw»",
+    "log in with password «Tr0ub4dor&3»",
+    "the default password, «Berlin669?», is known",
+    'The passphrase is "«swordfish»".',
+    "Your new password is:\n\n«Winter2024!»\n\nBye",
+    "Found password `«Passw0rd843?»` in clear text",
+    "The API key is «rk5fw5fiP4uPl9IZgOaLXBI3lWGzfUjG».",
+    "The token «c8VF3bGeYqeRjDXaTSN4IXheRdmqRntFiBgWFeEe» was found",
+    "credentials: admin / «Berlin758!»",
+    # other languages
+    "Das Passwort lautet «Geheim123!».",
+    "Kennwort: «Geheim123!»",
+    "Le mot de passe est «Secret!2024».",
+    "Mot de passe : «Secret!2024»",
+    "La contraseña es «Clave2024!».",
+    "contraseña = «Clave2024!»",
+    "La password è «Segreta99!».",
+    "A senha é «Segredo2024!».",
+    "senha=«Segredo2024!»",
+    "Пароль: «Qwerty123!»",
+    "пароль — «Qwerty123!»",
+    "密码是«Winter2024!»。",
+    "密码\uff1a«Winter2024!»",
+    "パスワードは「«Winter2024!»」です",
+    "비밀번호: «Winter2024!»",
+    '{"contraseña": "«swordfish»"}',
+    # commands, also as lists of words
+    r"net use \\host\share /user:bob «hunter2x»",
+    r"net use Z: \\host\share «hunter2x» /user:CORP\bob",
+    "net user bob «hunter2x» /add",
+    "curl -sku bob:«hunter2» https://x",
+    "sshpass -p'«hunter2»' ssh x",
+    "docker login -u bob -p «hunter2» reg.io",
+    "sqlcmd -S x -U sa -P «hunter2» -Q y",
+    "zip -P «hunter2» a b",
+    "7z a -p«hunter2» a b",
+    "plink -pw «hunter2» root@x",
+    "snmpget -v3 -A «hunter22» -l x",
+    "echo '«hunter2»' | sudo -S ls",
+    "htpasswd -nb bob «hunter2»",
+    "wpa_passphrase ssid «hunter22»",
+    'ConvertTo-SecureString "«hunter2»" -AsPlainText',
+    "sqlplus bob/«hunter2»@db",
+    "lftp -u bob,«hunter2» sftp://x",
+    '["--password", "«hunter2»"]',
+    '["sshpass","-p","«hunter2»","ssh"]',
+    '["curl", "-u", "bob:«hunter2»", "x"]',
+    "- --password\n- «hunter2»\n",
+    # HTTP
+    "Cookie: theme=dark; PHPSESSID=«upazaaqb1od5aw6tze0u7doixb»",
+    "Set-Cookie: sid=«1Du8fpV0ippzIY6YthBQB55DL9QwWrCQ»; Path=/",
+    "GET /x;jsessionid=«6F1544E3BB0E9C4E6AB988C29C31F834» HTTP/1.1",
+    '"sessionId": "«50WIVu9TgRcvKGg0taNJmtgY6vm284lF»"',
+    "curl -b 'sid=«1Du8fpV0ippzIY6YthBQB55DL9QwWrCQ»' x",
+    "X-Amz-Signature=«8cafb22575419a30d24f4b43699457099b0440a4f1ae7476e9837a1171fc690b»",
+    "requests.get(u, auth=('bob', '«hunter2»'))",
+    # files
+    "machine x password «swordfish»",
+    "localhost:6432:db:u:«hunter22»",
+    "bob:«zqa4324x2423x»:19000:0:99999:7:::",
+    "bob::CORP:«5741270c64459b6b:9cbc051d2e52b257a8acf9675d8bdbe7:be7d42d8f941e428b90c»",
+    "rootpw --plaintext «hunter2»",
+    "masterauth «hunter22»",
+    "enable password 7 «5DDDBBDFEE5E12D8F512»",
+    "snmp-server community «s3cr3tro» RO",
+    '{"kty":"EC","d":"«870MB6gfuTJ4HtUnUvYMyJpr5eUZNP4Bk43bVdj3eAE»"}',
+    "Private-Lines: 2\n«" + LINE + "\n" + LINE + "»\nPrivate-MAC: x",
     "/home/«alice»/.ssh/id_rsa",
     "/var/home/«alice.b»: x",
     "host:/home/«alice»",
@@ -205,6 +275,21 @@ KEPT = [
     "logo@2x.png root@host.net 5@1.2",
     "/home/[USER] /home /home/*/.ssh /home/${USER} /home/$USER /home/lost+found /home/<user> /home/%u /home/user /home/",
     "https://www.site.com/home/about and site.com/home/about",
+    "The password is hashed with SHA-512. The password is wrong! The password is 12-character.",
+    "Use the password manager KeePass2. password changed on 2024-05-01. reset password to default. We pass to modnames2paths.",
+    "Passwort: mindestens 14 Zeichen. Das Passwort ist abgelaufen. Le mot de passe est requis. contraseña: obligatoria",
+    "Пароль: не менее 8 символов. 密码: 至少8位. パスワードは8文字以上. 密码必须包含大写字母. La clave es importante.",
+    "The API key is required for v2. access token lifetime 3600s. The token is an HS256 JWT. found password reuse in 5 hosts",
+    "credentials / tokens; Login: admin/user; user/password; login server1/host2",
+    "docker run -p 8080:80 nginx; mysql -u root -p db; ssh -p 2222 host; mkdir -p /opt/app1; nmap -p22,80,443 h",
+    r"net use Z: \\host\share; net use * /delete; net user bob /add; curl -u $USER:$PASS x; sshpass -p \"$PASS\" ssh x",
+    "Set-Cookie: lang=en-US; HttpOnly; SESSION_COOKIE_SECURE = True; session 550e8400-e29b-41d4-a716-446655440000",
+    '["--password", "--user"] ["--user", "bob", "--port", "8080"] ["password", "username2"] ["--token", "$TOKEN"]',
+    "root:*:19000:0:99999:7::: daemon:*:1:1:daemon:/usr/sbin:/usr/sbin/nologin bob:!!:19000:0:99999:7:::",
+    "PASS: test_123\nPASS: ld-elf/pr20528a\nPASS: print-memory-usage-1",
+    "52:54:00:12:34:56 00:1A:2B:3C:4D:5E 2024-05-01T12:34:56.789Z 2024-05-01 12:34:56,789",
+    "auth = scram-sha-256; password: changeme123; community public",
+    "desk-2024a1b2c3d4e5f6a7b8c9d0 task-1234567890abcdef1234567890abcdef laughs_and_more_words_of_an_identifier1",
     "sk-learn sk-like-words-in-prose-that-are-long-2024",
     "risk-assessment-of-the-long-word-with-digits-2024a1b2c3d4",
     "npm_config_registry_with_a_long_name hf_transfer hf_hub_download",
@@ -246,6 +331,54 @@ def test_a_secret_behind_a_line_end_that_was_quoted_or_a_colour_is_known(secret:
     assert secret not in redact(f"x-{secret}\\tlast")
     assert secret not in redact(f"\x1b[31m{secret}\x1b[0m")
     assert secret not in redact(f"key%3D{secret}&x")
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        "hf_" + "a1B2" * 8,
+        "ghp_" + "a1B2" * 9,
+        "glpat-" + "aB3dE5gH7jK9mN1pQ3rS",
+        "AKIA" + "ABCD1234" * 2,
+        "xoxb-" + "1234567890-abc",
+        "sk_live_" + "a1B2" * 6,
+    ],
+)
+def test_a_token_that_follows_a_letter_without_a_break_is_known(secret: str) -> None:
+    assert re.fullmatch(r"token\[[A-Z_]+\] b", redact(f"token{secret} b"))
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        *(
+            "shpss_" + "0123456789abcdef" * 2,
+            "ntn_" + "aB3dE5gH7j" * 4,
+            "PMAK-" + "0a" * 12 + "-" + "1b" * 17,
+            "NRAK-" + "A1" * 13 + "B",
+        ),
+        *(
+            "dp.st.dev." + "aB3dE5gH7j" * 4,
+            "SK" + "0123456789abcdef" * 2,
+            "AC" + "0a" * 16 + ":" + "1b" * 16,
+            "LTAI" + "aB3dE5gH7j" * 2,
+        ),
+        *("dapi" + "0123456789abcdef" * 2, "ATATT3xFfGF0" + "aB3_" * 30, "mfa." + "aB3_" * 20, "key-" + "0123456789abcdef" * 2),
+        *(
+            "tskey-auth-" + "aB3dE5gH7j" + "-" + "aB3dE5gH7j" * 2,
+            "sgp_" + "0123456789abcdef" * 3,
+            "hf_oauth_" + "aB3dE5gH7j" * 3,
+        ),
+        *("EAA" + "aB3dE5gH7j" * 9, "0123456789abcdef" * 2 + "-us12", "oy2" + "a1b2c" * 8 + "a1b", "EZAK" + "aB3dE5gH7" * 6),
+        *("GR1348941" + "aB3dE5gH7j" * 2, "atlasv1." + "aB3dE5gH7j" * 6),
+    ],
+)
+def test_tokens_of_services_are_known(secret: str) -> None:
+    assert re.fullmatch(r"a \[(?:SERVICE|HF|DISCORD|GITLAB)_TOKEN\] b", redact(f"a {secret} b"))
+
+
+def test_half_a_character_hides_nothing() -> None:
+    assert redact("\ud800 sshpass -p hunter2 \udfff hf_" + "a1B2" * 8) == "\ud800 sshpass -p [PASSWORD] \udfff [HF_TOKEN]"
 
 
 def test_public_addresses_go_on_request_only() -> None:
@@ -311,6 +444,20 @@ def test_json_is_redacted_by_its_names_too() -> None:
     counts: Counter[str] = Counter()
     assert redact_deep({"password": "anchovy", "ip": "8.8.8.8"}, counts, public_ips=True)["ip"] == "[PUBLIC_IP]"
     assert counts == {"PASSWORD": 1, "PUBLIC_IP": 1}
+
+
+def test_a_list_is_redacted_as_one_text() -> None:
+    counts: Counter[str] = Counter()
+    lines = ["a", "b -----BEGIN RSA PRIVATE KEY-----", LINE, LINE, "-----END RSA PRIVATE KEY----- c", "d"]
+    made = redact_deep(lines, counts)
+    assert made == ["a", "b [PRIVATE_KEY]", "[PRIVATE_KEY]", "[PRIVATE_KEY]", "[PRIVATE_KEY] c", "d"]
+    assert counts == {"PRIVATE_KEY": 1}
+    assert redact_deep(made) == made
+    assert redact_deep(["x", "--password", "correct horse", "--token", "abc"])[2:] == ["[PASSWORD]", "--token", "abc"]
+    assert redact_deep(["sshpass", "-p", "hunter2", "ssh"]) == ["sshpass", "-p", "[PASSWORD]", "ssh"]
+    assert redact_deep(("mysql", "-u", "root", "-phunter2")) == ["mysql", "-u", "root", "-p[PASSWORD]"]
+    kept = ["--password", "--user", "-p", "8080", "BEGIN PRIVATE KEY"]
+    assert redact_deep(kept) == kept
 
 
 def test_deep_json_is_no_recursion() -> None:
@@ -411,6 +558,59 @@ BAITS = [
 ]
 
 
+MORE_BAITS = [
+    *(
+        "password is ",
+        "password for a is ",
+        "credentials: a/",
+        "login a:",
+        "密码是",
+        "парол",
+        "пароль: ",
+        "mot de passe ",
+        "net use ",
+    ),
+    *(
+        "net use \\\\a ",
+        "net user a ",
+        " -p",
+        " -u a:",
+        '"-p","',
+        "curl -u ",
+        "zip -P ",
+        "htpasswd -nb ",
+        "sqlplus a/",
+        "cookie: a=",
+    ),
+    *(
+        "cookie: ",
+        "a=b; ",
+        "sess=",
+        "jsessionid=aaaaaaaaaaaaaaaa",
+        "auth=('a',",
+        "SK0",
+        "AC0",
+        "EAA",
+        "dapi0",
+        "ATATT3x",
+        "-us",
+        "::a:",
+    ),
+    *(
+        ":aaaaaaaaaaaaa:1",
+        ":5432:a:b:",
+        ":a:b:c:d",
+        '"kty"',
+        '"kty""d":"',
+        "<RSAKeyValue<D>",
+        "b3BlbnNzaC1rZXktdjEA",
+        "SCRAM-SHA-1$",
+    ),
+    *("echo a", "echo a |sudo -S", "-- -", "<<<kinit ", "Private-Lines: 1\n", "machine a ", "\ud800"),
+]
+"""Only in the slow suite, as each takes a second."""
+
+
 @pytest.mark.parametrize("bait", BAITS)
 @pytest.mark.timeout(60)  # linear takes a second, what reads the text again from each place in it some minutes
 def test_hostile_text_does_not_hang_redaction(bait: str) -> None:
@@ -420,7 +620,7 @@ def test_hostile_text_does_not_hang_redaction(bait: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("bait", BAITS)
+@pytest.mark.parametrize("bait", BAITS + MORE_BAITS)
 @pytest.mark.timeout(60)
 def test_megabytes_of_hostile_text_do_not_hang_redaction(bait: str) -> None:
     redact(bait * (2_000_000 // len(bait)), public_ips=True)
